@@ -1,0 +1,51 @@
+"""mobilec: from a PyTorch vision model to a file a phone can run, proven and timed.
+
+The names below load on first use, so that ``import mobilec`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "create_model": "mobilec.mobile.create",
+    "list_models": "mobilec.mobile.zoo",
+    "compile": "mobilec.export.compile",
+    "Artifact": "mobilec.export.artifact",
+    "load": "mobilec.runtime.load",
+    "validate": "mobilec.runtime.validate",
+    "profile": "mobilec.latency.profile",
+}
+
+__all__ = [
+    "Artifact",
+    "__version__",
+    "compile",
+    "create_model",
+    "list_models",
+    "load",
+    "profile",
+    "validate",
+]
+
+if TYPE_CHECKING:
+    from mobilec.export.artifact import Artifact
+    from mobilec.export.compile import compile
+    from mobilec.latency.profile import profile
+    from mobilec.mobile.create import create_model
+    from mobilec.mobile.zoo import list_models
+    from mobilec.runtime.load import load
+    from mobilec.runtime.validate import validate
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mobilec' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

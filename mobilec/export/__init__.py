@@ -1,0 +1,1 @@
+"""Artefact folders and one writer a backend."""

@@ -1,0 +1,1 @@
+"""Devices, timing and statistics."""

@@ -1,0 +1,1 @@
+"""The zoo: architectures, their checkpoints, their preprocessing (knows nothing of passes)."""

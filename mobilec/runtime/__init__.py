@@ -1,0 +1,1 @@
+"""Sessions over artefacts, parity and accuracy."""

@@ -1,0 +1,1 @@
+"""Helpers shared by the tests (on the import path through pytest's ``pythonpath``)."""
