@@ -16,8 +16,8 @@ from mobilec.mobile.initialise import draw_weights
 from mobilec.mobile.provenance import Provenance, Weights
 from mobilec.mobile.zoo import Family, Variant, find_variant, variants
 
-# Large enough for statistics as at the native resolution, small enough to be measured within seconds.
-MEASURED_AT = 224
+# Large enough for statistics like those at the native resolution, small enough to be measured within seconds.
+MEASURED_AT = 128
 
 
 def create_model(

@@ -40,6 +40,6 @@ class ECA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = x.mean((2, 3)).unsqueeze(1)  # [B, 1, C]
-        gate = self.conv(gate).sigmoid()
-        # To [B, C, 1, 1]: the multiplication broadcasts, nothing is expanded by hand.
-        return x * gate.transpose(1, 2).unsqueeze(-1)
+        gate = self.conv(gate).sigmoid().squeeze(1)  # [B, C]
+        # No transpose is needed where one axis is 1, and the multiplication broadcasts: nothing is expanded by hand.
+        return x * gate[:, :, None, None]
