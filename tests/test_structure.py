@@ -62,7 +62,8 @@ def test_files_keep_to_one_job(path: Path) -> None:
 
 def test_importing_mobilec_loads_nothing_heavy() -> None:
     code = (
-        "import sys, mobilec; mobilec.list_models(); heavy = 'torch numpy onnx onnxruntime coremltools PIL scipy'.split();"
+        "import sys, mobilec; mobilec.list_models();"
+        "heavy = 'torch numpy onnx onnxruntime coremltools PIL scipy'.split();"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

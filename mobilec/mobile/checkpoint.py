@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mobilec.errors import CheckpointError, UsageError
 from mobilec.mobile.initialise import draw_weights
 from mobilec.mobile.provenance import Weights
+from mobilec.mobile.text import printable
 from mobilec.mobile.weights_file import read_state_dict
 
 __all__ = ["Misfit", "compare", "load_checkpoint", "read_state_dict"]
@@ -175,13 +176,13 @@ def _is_class_count(misfit: Misfit, classifier_prefixes: tuple[str, ...]) -> boo
 
 
 def _first(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return ", ".join(printable(name) for name in names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def _check_values(file: Path, name: str, value: Tensor, ours: Tensor) -> None:
     """The numbers must be plain, of the same kind as the model's, and finite in its dtype."""
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        raise CheckpointError(f"{file}: tensor {name} is sparse, quantised or without data, expected plain numbers")
+    if value.layout != torch.strided or value.device.type != "cpu":
+        raise CheckpointError(f"{file}: tensor {name} is sparse or without data, expected plain numbers")
     if _numbers(value) != _numbers(ours):
         raise CheckpointError(f"{file}: tensor {name} is {_dtype(value)}, the model's is {_dtype(ours)}")
     if ours.is_floating_point() and not bool(torch.isfinite(value.to(ours.dtype)).all()):

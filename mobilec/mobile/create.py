@@ -14,10 +14,11 @@ from mobilec.errors import ModelError, UsageError
 from mobilec.mobile.checkpoint import compare, load_checkpoint
 from mobilec.mobile.initialise import draw_weights
 from mobilec.mobile.provenance import Provenance, Weights
+from mobilec.mobile.text import first_line
 from mobilec.mobile.zoo import Family, Variant, find_variant, variants
 
 # Large enough for statistics like those at the native resolution, small enough to be measured within seconds.
-MEASURED_AT = 128
+MEASURED_AT = 224
 
 
 def create_model(
@@ -82,8 +83,9 @@ def _build(family: Family, variant: Variant, num_classes: int, features_only: bo
             torch.manual_seed(seed)
             model: nn.Module = build(**variant.config, num_classes=num_classes, features_only=features_only)
     except (RuntimeError, MemoryError, OverflowError) as error:  # a head that no memory holds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{variant.name} with num_classes={num_classes} cannot be built: {reason}") from error
+        raise ModelError(
+            f"{variant.name} with num_classes={num_classes} cannot be built: {first_line(error)}"
+        ) from error
     return model
 
 

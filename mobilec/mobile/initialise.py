@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from mobilec.errors import ModelError, UsageError
+from mobilec.mobile.text import first_line
 
-PROBE_IMAGES = 8
+PROBE_IMAGES = 4
 
 # A channel that hardly varies over the probe images would blow up on another: no measured variance
 # is left below this share of its layer's mean variance.
@@ -155,9 +156,8 @@ def _measure_statistics(model: nn.Module, seed: int, resolution: int | tuple[int
         with torch.random.fork_rng(devices=[]):
             model(images)
     except Exception as error:  # anything a stranger's forward may raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"{type(model).__name__} cannot run on random images {list(images.shape)}: {reason}",
+            f"{type(model).__name__} cannot run on random images {list(images.shape)}: {first_line(error)}",
             hint="its batch-norm statistics must be measured; give a checkpoint, or another input size",
         ) from error
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilec.errors import DataError, UsageError
+from mobilec.mobile.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,11 +111,12 @@ def load_pixels(path: Path, size_hw: tuple[int, int], spec: Preprocessing) -> np
     The image is scaled (keeping its proportions) until it covers ``round(size / crop_pct)`` in both directions,
     then the centre is cut out. Transparent images are laid over white, as a page shows them; 16-bit grey is
     scaled to 8 bits; palette, CMYK and other colour models become RGB; of an animation the first frame counts;
-    embedded colour profiles are not applied, as in the networks' training.
+    embedded colour profiles are not applied, as in the networks' training. The pixels are bit for bit those of
+    torchvision's ``Resize`` and ``CenterCrop`` on pillow images.
 
     Returns: uint8 ``[H, W, 3]`` in ``spec.color`` order.
     Raises DataError naming the file where it cannot be read, is no image, is truncated, or has more than
-    ``MAX_PIXELS`` pixels; UsageError for an impossible size.
+    ``MAX_PIXELS`` pixels (before or after resizing); UsageError for an impossible size.
     """
     import numpy as np
     from PIL import Image
@@ -122,15 +124,17 @@ def load_pixels(path: Path, size_hw: tuple[int, int], spec: Preprocessing) -> np
     height, width = _checked_size(size_hw)
     image = _decode(Path(path))
     cover_h, cover_w = round(height / spec.crop_pct), round(width / spec.crop_pct)
-    scale = max(cover_h / image.height, cover_w / image.width)
-    scaled_h = max(cover_h, round(image.height * scale))
-    scaled_w = max(cover_w, round(image.width * scale))
+    if cover_h * image.width >= cover_w * image.height:
+        scaled_h, scaled_w = cover_h, image.width * cover_h // image.height
+    else:
+        scaled_h, scaled_w = image.height * cover_w // image.width, cover_w
+    if scaled_h * scaled_w > MAX_PIXELS:  # a strip of 1 x 100 000 pixels must not fill the memory
+        raise DataError(
+            f"{path} of {image.width} x {image.height} pixels is too narrow to be cut to a {height} x {width}"
+        )
     top, left = round((scaled_h - height) / 2), round((scaled_w - width) / 2)
-    # Only the cropped part of the scaled image is computed: a 1 x 100 000 pixel strip must not fill the memory.
-    step_x, step_y = image.width / scaled_w, image.height / scaled_h
-    right, bottom = min((left + width) * step_x, image.width), min((top + height) * step_y, image.height)
-    resampling = Image.Resampling[spec.interpolation.upper()]
-    image = image.resize((width, height), resampling, box=(left * step_x, top * step_y, right, bottom))
+    image = image.resize((scaled_w, scaled_h), Image.Resampling[spec.interpolation.upper()])
+    image = image.crop((left, top, left + width, top + height))
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels if spec.color == "RGB" else pixels[..., ::-1])
 
@@ -202,8 +206,7 @@ def _decode(path: Path) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path} has too many pixels, at most {MAX_PIXELS} are read") from error
     except Exception as error:  # pillow's decoders raise whatever a broken file leads them to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is broken: {reason}") from error
+        raise DataError(f"{path} is broken: {first_line(error)}") from error
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:

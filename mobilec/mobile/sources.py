@@ -57,11 +57,15 @@ def resolve_model(
     if spec in list_models():
         classes = 1000 if num_classes is None else num_classes
         return create_model(spec, checkpoint=checkpoint, num_classes=classes, replace_head=replace_head, seed=seed)
-    path, colon, name = spec.rpartition(":")
-    if (colon and path.endswith(".py")) or spec.endswith(".py"):
-        return _file_model(spec, path or spec, name if colon else "", checkpoint, num_classes, replace_head, seed)
+    path, _, name = spec.rpartition(":")
+    if spec.endswith(".py"):
+        path, name = spec, ""
+    if path.endswith(".py"):
+        return _file_model(spec, path, name, checkpoint, num_classes, replace_head, seed)
     close = difflib.get_close_matches(spec.lower(), list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}?" if close else "`mobilec models` lists the zoo"
+    if spec.endswith((".pth", ".pt", ".bin", ".safetensors")):
+        hint = "a weights file goes with --checkpoint, after the model's name"
     raise UsageError(f"unknown model {spec!r}, {_FORMS}", hint=hint)
 
 

@@ -16,6 +16,7 @@ from mobilec.mobile.checkpoint import load_checkpoint
 from mobilec.mobile.initialise import draw_weights
 from mobilec.mobile.preprocessing import INTERPOLATIONS, Preprocessing
 from mobilec.mobile.provenance import Provenance, Weights
+from mobilec.mobile.text import first_line
 
 
 def timm_model(
@@ -46,14 +47,14 @@ def timm_model(
             torch.manual_seed(seed)
             model = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # downloads, tags and constructors fail in many ways
-        raise ModelError(f"{spec}: timm cannot build it: {_first_line(error)}") from error
-    published = model.pretrained_cfg
+        raise ModelError(f"{spec}: timm cannot build it: {first_line(error)}") from error
+    published = getattr(model, "pretrained_cfg", None) or {}
     classifier = _classifier_prefixes(published)
     model.__dict__["CLASSIFIER_PREFIXES"] = classifier
     try:
         config = timm.data.resolve_model_data_config(model)
     except Exception as error:
-        raise ModelError(f"{spec}: timm has no data config for it: {_first_line(error)}") from error
+        raise ModelError(f"{spec}: timm has no data config for it: {first_line(error)}") from error
     resolution = (int(config["input_size"][1]), int(config["input_size"][2]))
     if checkpoint is not None:
         weights = load_checkpoint(model, checkpoint, replace_head=replace_head, seed=seed)
@@ -68,6 +69,7 @@ def timm_model(
         weights=weights,
         resolution=resolution,
         preprocessing=_preprocessing(spec, config),
+        output_names=("logits",),
         config={
             "timm": timm.__version__,
             "tag": published.get("tag") if pretrained else None,
@@ -87,9 +89,9 @@ def _timm() -> ModuleType:
             raise ModelError(
                 "timm:NAME models need the package timm, which is not installed", hint="pip install 'mobilec[timm]'"
             ) from error
-        raise ModelError(f"timm cannot be imported: {error}") from error
+        raise ModelError(f"timm cannot be imported: {first_line(error)}") from error
     except Exception as error:  # a torchvision that does not match torch raises RuntimeError
-        raise ModelError(f"timm cannot be imported: {_first_line(error)}") from error
+        raise ModelError(f"timm cannot be imported: {first_line(error)}") from error
 
 
 def _classifier_prefixes(published: Any) -> tuple[str, ...]:
@@ -135,7 +137,3 @@ def _preprocessing(spec: str, config: Any) -> Preprocessing:
         crop_pct=float(config["crop_pct"]),
         interpolation=interpolation,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

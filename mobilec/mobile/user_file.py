@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mobilec.errors import ModelError, UsageError
+from mobilec.mobile.text import first_line, printable
 
 
 def call_from_file(path: str, name: str, *, num_classes: int | None, seed: int) -> nn.Module:
@@ -84,7 +85,7 @@ def _execute(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise _user_error(file, "", error) from error
     return module
 
@@ -135,8 +136,9 @@ def _user_error(file: Path, name: str, error: BaseException) -> ModelError:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
         if frames:
             where = f"{_short(Path(frames[-1].filename), file)}:{frames[-1].lineno}"
-    reason = (error.msg if isinstance(error, SyntaxError) else str(error)).splitlines()
-    text = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    kind = type(error).__name__
+    reason = printable(error.msg) if isinstance(error, SyntaxError) else first_line(error)
+    text = kind if reason == kind else f"{kind}: {reason}"
     detail = "".join(traceback.format_exception(error))
     doing = f"{name}() raised" if name else "importing it raised"
     return ModelError(f"{where}: {doing} {text}", detail=detail)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mobilec.errors import CheckpointError
+from mobilec.mobile.text import first_line, printable
 
 # Where a training script puts its weights, in the order in which they are looked for. The plain entry wins over an
 # exponential moving average beside it: that is the one the authors' own evaluation scripts load
@@ -145,11 +146,12 @@ def _check_zip(file: Path) -> None:
                 # torch.serialization.set_crc32_options(False) leaves zeros
                 if entry.CRC and not _reads_well(archive, entry):
                     raise CheckpointError(
-                        f"{file} is damaged: the checksum of {entry.filename} differs", hint="fetch it again"
+                        f"{file} is damaged: the checksum of {printable(entry.filename)} differs", hint="fetch it again"
                     )
     except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:  # what zipfile makes of broken headers
         raise CheckpointError(
-            f"{file} is truncated or damaged ({file.stat().st_size} bytes): {error}", hint="fetch it again"
+            f"{file} is truncated or damaged ({file.stat().st_size} bytes): {first_line(error)}",
+            hint="fetch it again",
         ) from error
 
 
@@ -180,7 +182,11 @@ def _unpickle(file: Path, *, mapped: bool) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
             warnings.simplefilter("ignore")  # pickle protocol and legacy storage notices
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            # torch takes anything called .safetensors for one: it must not see that name
+            if mapped and file.suffix != ".safetensors":
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            with file.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch raises a dozen kinds for broken files; all end in one line here
@@ -192,7 +198,8 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     wanted = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"unrecognized function (\S+)", text)
     if wanted:
         return CheckpointError(
-            f"{file} is refused: it wants to build or call {wanted[1]}, and only tensors and plain data are read",
+            f"{file} is refused: it wants to build or call {printable(wanted[1])}, "
+            "and only tensors and plain data are read",
             hint="if you trust its author, load it with their code and save model.state_dict() alone",
             detail=text,
         )
@@ -200,8 +207,9 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"{file} is truncated or damaged", hint="fetch it again", detail=text)
     if isinstance(error, pickle.UnpicklingError) or "magic number" in text:
         return CheckpointError(f"{file} is a pickle that torch.save did not write, {_EXPECTED}", detail=text)
-    reason = text.splitlines()[0] if text else type(error).__name__
-    return CheckpointError(f"{file} is damaged or no weights file: {reason}", hint="fetch it again", detail=text)
+    return CheckpointError(
+        f"{file} is damaged or no weights file: {first_line(error)}", hint="fetch it again", detail=text
+    )
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -212,7 +220,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise CheckpointError(
-            f"{file} is a truncated or damaged safetensors file: {error}", hint="fetch it again"
+            f"{file} is a truncated or damaged safetensors file: {first_line(error)}", hint="fetch it again"
         ) from error
 
 
@@ -229,7 +237,7 @@ def _find_state_dict(content: Any, depth: int = 0) -> dict[str, Tensor]:
 
 
 def _listed(content: Mapping[Any, Any]) -> str:
-    keys = [str(key) for key in content]
+    keys = [printable(str(key)) for key in content]
     return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "") if keys else "none"
 
 

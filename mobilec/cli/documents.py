@@ -1,0 +1,45 @@
+"""JSON documents as files: checked before the work, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mobilec import __version__
+from mobilec.cli.output import State, jsonable
+from mobilec.errors import MobilecError, UsageError
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place that cannot take the file, before minutes of work are spent. Raises UsageError."""
+    parent = path.parent
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected a file to write", hint="name a file, for example result.json")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file", hint="with --json the result goes to standard output")
+    if not parent.is_dir():
+        raise UsageError(f"{parent} is no folder, so {path.name} cannot be written there", hint="make the folder first")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"no permission to write in {parent}", hint="name another place")
+
+
+def write_document(path: Path, state: State, document: Mapping[str, Any]) -> None:
+    """Write the document as ``--json`` would print it. Raises MobilecError; an old file is then untouched."""
+    text = json.dumps(jsonable({"mobilec": __version__, "command": state.command, **document}), allow_nan=False)
+    path = path.resolve()  # a link keeps pointing to the file
+    aside = path.with_name(f".mobilec-{secrets.token_hex(6)}")
+    try:
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise MobilecError(
+            f"{path} cannot be written: {error.strerror}", hint="the result itself is shown above"
+        ) from error
+    finally:
+        with suppress(FileNotFoundError):  # it has its final name
+            aside.unlink()

@@ -1,0 +1,41 @@
+"""Entry point of the ``mobilec`` command, and the table of its verbs.
+
+Nothing but the standard library is imported here: the signal handlers stand before anything slow begins.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# verb -> the module that holds a click command called `command`; the order is the order of `mobilec --help`
+VERBS = {
+    "models": "mobilec.cli.models",
+    "info": "mobilec.cli.info",
+    "export": "mobilec.cli.export",
+    "validate": "mobilec.cli.validate",
+    "profile": "mobilec.cli.profile",
+    "doctor": "mobilec.cli.doctor",
+}
+
+
+def main() -> None:
+    """Run the command line on this process's arguments and exit with its code."""
+    from mobilec.cli import signals
+
+    code = 0
+    try:
+        with signals.caught():
+            from mobilec.cli.failures import run
+
+            code = run(sys.argv[1:])
+    except signals.Interrupted as interruption:  # before `run` could begin, or after it had ended
+        code = code or 128 + interruption.number
+    for number in signals.HANDLED:
+        # The work is over and the exit code is settled: a late Ctrl-C must not turn it into another, or into a
+        # traceback, while the interpreter shuts down.
+        signals.signal.signal(number, signals.signal.SIG_IGN)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

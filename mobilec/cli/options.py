@@ -1,0 +1,149 @@
+"""Argument types and options that several verbs share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mobilec.cli.group import debug_option
+from mobilec.errors import DataError, UsageError
+
+Decorator = Callable[[Any], Any]
+
+
+class Number(click.ParamType):
+    """A finite number from ``least`` up. (click's own ranges put their bounds into the help of every option.)"""
+
+    def __init__(self, kind: type[int] | type[float], least: float) -> None:
+        self.kind = kind
+        self.least = least
+        self.name = "N" if kind is int else "X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        try:
+            number = self.kind(value)
+        except ValueError:
+            number = None
+        if number is None or not self.least <= number < math.inf:
+            what = "a whole number" if self.kind is int else "a number"
+            self.fail(f"{value!r} is not {what} of at least {self.least:g}", param, ctx)
+        return number
+
+
+class InputSize(click.ParamType):
+    """``224`` (square) or ``320x256`` (height x width), in pixels."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        if not isinstance(value, str):
+            return value
+        parts = value.lower().split("x")
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 2:
+            self.fail(f"{value!r} is not a size in pixels; write 224 or 320x256 (height x width)", param, ctx)
+        sides = tuple(int(part) for part in parts)
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+class InputShape(click.ParamType):
+    """``NAME:1,3,224,224``."""
+
+    name = "NAME:DIMS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if not isinstance(value, str):
+            return value
+        name, colon, dims = value.rpartition(":")
+        parts = [part.strip() for part in dims.split(",")]
+        if not colon or not name or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a shape; write NAME:DIMS, for example x:1,3,224,224", param, ctx)
+        return name, tuple(int(part) for part in parts)
+
+
+class Triple(click.ParamType):
+    """Three numbers, ``0.485,0.456,0.406``; one number stands for three."""
+
+    name = "R,G,B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float, float]:
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = [float(part) for part in value.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 3
+        if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+            self.fail(f"{value!r} is not three numbers; write for example 0.485,0.456,0.406", param, ctx)
+        return numbers[0], numbers[1], numbers[2]
+
+
+INPUT_SIZE = InputSize()
+INPUT_SHAPE = InputShape()
+TRIPLE = Triple()
+FOLDER = click.Path(path_type=Path)
+COUNT = Number(int, 1)
+
+
+def json_option() -> Decorator:
+    return click.option("--json", "as_json", is_flag=True, expose_value=False, help="Print one JSON document instead.")
+
+
+def common(command: Any) -> Any:
+    """``--json`` and ``--debug``; the state of the run reads both from the arguments."""
+    command = json_option()(command)
+    command.__click_params__.insert(0, debug_option())
+    return command
+
+
+def model_options(command: Any) -> Any:
+    """What decides which model with which weights is meant."""
+    for option in reversed(
+        (
+            click.option("--checkpoint", type=FOLDER, metavar="FILE", help="Weights: .pth, .pt or .safetensors."),
+            click.option("--num-classes", type=COUNT, metavar="N", help="Classes of the model's head."),
+            click.option(
+                "--replace-head", is_flag=True, help="Where the checkpoint has other classes: draw a new head."
+            ),
+            click.option("--pretrained", is_flag=True, help="Fetch published weights (timm:NAME only)."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def unique_shapes(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]] | None:
+    """The repeated ``--input-shape`` as a mapping, None without any. Raises UsageError for a name given twice."""
+    table: dict[str, tuple[int, ...]] = {}
+    for name, dims in shapes:
+        if name in table:
+            raise UsageError(f"--input-shape names {name!r} twice", hint="give each input one shape")
+        table[name] = dims
+    return table or None
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names, one a line, in the order of the outputs. Raises DataError when the file cannot serve."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})", hint="write one class name a line") from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}", hint="--labels takes a text file, one class name a line"
+        ) from error
+    labels = tuple(line.strip() for line in text.rstrip().split("\n")) if text.strip() else ()
+    if not labels:
+        raise DataError(f"{path}: no class names in it", hint="write one class name a line")
+    if "" in labels:
+        raise DataError(f"{path}: line {labels.index('') + 1} is empty", hint="write one class name a line")
+    return labels

@@ -1,0 +1,209 @@
+"""``mobilec profile``: how fast artefacts run on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mobilec.cli.documents import check_writable, write_document
+from mobilec.cli.group import Verb, described
+from mobilec.cli.options import COUNT, FOLDER, Number, common
+from mobilec.cli.output import State, emit, noise_to_stderr, plain
+from mobilec.cli.progress import stages
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mobilec.latency.samples import ArtifactProfile, Interval, ProfileReport
+
+TOP_OPS = 10
+STAGES = {"load": "loading", "warm up": "warming up", "measure": "timing runs", "ops": "timing single operations"}
+
+
+@described(
+    sections={"Measuring": ("threads", "num_runs", "warmup_runs", "min_secs", "per_op"), "Result": ("save",)},
+    examples=(
+        "mobilec profile shvit_s1-onnx",
+        "mobilec profile shvit_s1-onnx care_s0-onnx       side by side, in turns",
+        "mobilec profile shvit_s1-onnx --threads 1 --save one-thread.json",
+    ),
+)
+@click.command("profile", cls=Verb, short_help="Time artefacts on this machine, and compare them.")
+@click.argument("artefacts", metavar="ARTEFACT...", nargs=-1, required=True, type=FOLDER)
+@click.option("--threads", type=COUNT, metavar="N", help="Threads of the engine.  [default: all cores]")
+@click.option("--num-runs", type=COUNT, default=50, show_default=True, metavar="N", help="At least so many timed runs.")
+@click.option(
+    "--warmup-runs", type=Number(int, 0), default=10, show_default=True, metavar="N", help="Untimed runs before."
+)
+@click.option(
+    "--min-secs",
+    type=Number(float, 0),
+    default=3.0,
+    show_default=True,
+    metavar="S",
+    help="Go on until the timed runs took so long.",
+)
+@click.option("--no-ops", "per_op", flag_value=False, default=True, help="Leave the per-operation table out.")
+@click.option("--save", type=FOLDER, metavar="FILE.json", help="Also write the result, every run included, to a file.")
+@common
+@click.pass_obj
+def command(
+    state: State,
+    artefacts: tuple[Path, ...],
+    threads: int | None,
+    num_runs: int,
+    warmup_runs: int,
+    min_secs: float,
+    per_op: bool,
+    save: Path | None,
+) -> None:
+    """Time artefacts on this machine: latency with its spread and a 95 % interval, memory, and the slowest operations.
+
+    Each artefact runs in a process of its own. Several take turns, so that all meet the same machine, and are compared
+    with the first. --json and --save keep every single run.
+    """
+    if save is not None:
+        check_writable(save)
+    with stages(state, "opening", calm=True) as progress, noise_to_stderr():
+        from mobilec.latency.profile import profile
+
+        report = profile(
+            artefacts,
+            threads=threads,
+            num_runs=num_runs,
+            warmup_runs=warmup_runs,
+            min_secs=min_secs,
+            per_op=per_op,
+            progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
+        )
+    result = asdict(report)
+    if state.json:
+        emit(state, result)
+    else:
+        _show(report)
+    if save is not None:
+        write_document(save, state, result)
+        if not state.json:
+            click.echo(f"\nSaved with every single run to {plain(save)}")
+
+
+def _show(report: ProfileReport) -> None:
+    from mobilec.cli import render
+    from mobilec.cli.output import stdout_console
+
+    console = stdout_console()
+    rows = [
+        (
+            item.label,
+            render.ms(item.latency.median_ms),
+            _range(item.latency.median_interval, render.ms),
+            render.ms(item.latency.p90_ms),
+            render.ms(item.latency.p95_ms),
+            render.ms(item.latency.iqr_ms),
+        )
+        for item in report.artifacts
+    ]
+    headers = ("artefact", "median", "95 % interval", "p90", "p95", "IQR")
+    console.print(render.table(headers, rows, right=range(1, 6)))
+    console.print()
+    memory = [
+        (
+            item.label,
+            item.latency.runs,
+            render.ms(item.first_run_ms),
+            render.ms(item.load_ms),
+            render.size(item.peak_rss_bytes),
+            render.size(_model_memory(item)),
+        )
+        for item in report.artifacts
+    ]
+    names = ("artefact", "timed runs", "first run", "loading", "peak memory", "due to model")
+    console.print(render.table(names, memory, right=range(1, 6)))
+    engines = {(item.engine, item.threads) for item in report.artifacts}
+    for item in report.artifacts if len(engines) > 1 else report.artifacts[:1]:
+        threads = f" with {render.plural(item.threads, 'thread')}" if item.threads else ""
+        subject = f"{item.label} ran" if len(engines) > 1 else "Run"
+        console.print(render.plain(f"{subject} by {item.engine}{threads}."))
+    for item in report.artifacts:
+        if item.weights.get("source") == "random":
+            console.print(
+                render.styled(f"{item.label} has RANDOM weights; that changes accuracy, not speed.", "yellow")
+            )
+    _comparisons(console, report)
+    for item in report.artifacts:
+        _operations(console, item)
+    _machine(console, report)
+
+
+def _range(interval: Interval | None, text: Any) -> str:
+    return f"{text(interval.low)} to {text(interval.high)}" if interval else "too few runs"
+
+
+def _model_memory(item: ArtifactProfile) -> int | None:
+    if item.peak_rss_bytes is None or item.baseline_rss_bytes is None:
+        return None
+    return max(item.peak_rss_bytes - item.baseline_rss_bytes, 0)
+
+
+def _comparisons(console: Console, report: ProfileReport) -> None:
+    from mobilec.cli import render
+
+    if not report.comparisons:
+        return
+    styles = {"faster": "green", "slower": "red"}
+    render.heading(console, f"Against {report.comparisons[0].baseline}")
+    rows = [
+        (
+            item.candidate,
+            f"{item.ratio:.3f}",
+            _range(item.interval, lambda value: f"{value:.3f}"),
+            render.styled(item.verdict, styles.get(item.verdict, "")),
+            item.note,
+        )
+        for item in report.comparisons
+    ]
+    headers = ("artefact", "time ratio", "95 % interval", "verdict", "")
+    console.print(render.table(headers, rows, right=(1, 2)))
+    console.print(render.styled("A ratio below 1 is faster; both were timed in the same rounds.", "dim"))
+
+
+def _operations(console: Console, item: ArtifactProfile) -> None:
+    from mobilec.cli import render
+
+    if item.ops is None:
+        if item.ops_note:
+            console.print(f"\nNo per-operation times for {render.plain(item.label)}: {render.plain(item.ops_note)}")
+        return
+    slowest = sorted(item.ops.ops, key=lambda op: op.time_us, reverse=True)[:TOP_OPS]
+    shown = sum(op.share for op in slowest)
+    title = f"Slowest operations of {item.label}"
+    rest = len(item.ops.ops) - len(slowest)
+    if rest:
+        title += f" ({render.percent(shown, 0)} of the time; {rest} more)"
+    render.heading(console, title)
+    rows = [(render.digits(op.time_us), render.percent(op.share), op.op, op.scope or op.name) for op in slowest]
+    console.print(render.table(("µs", "share", "operation", "where"), rows, right=(0, 1)))
+
+
+def _machine(console: Console, report: ProfileReport) -> None:
+    from mobilec.cli import render
+
+    facts = report.machine
+    cores = f"{len(facts.usable_cores)} of {facts.logical_cores} logical cores usable" if facts.usable_cores else ""
+    render.heading(console, "Machine")
+    console.print(
+        render.facts(
+            (
+                ("CPU", f"{facts.cpu}, {facts.architecture}"),
+                ("cores", cores),
+                ("memory", render.size(facts.memory_bytes)),
+                ("system", f"{facts.os}{''.join(', ' + hint for hint in facts.virtualised)}"),
+                ("software", ", ".join(f"{name} {version}" for name, version in facts.versions.items())),
+            )
+        )
+    )
+    for warning in report.warnings:
+        console.print(render.styled(f"warning: {warning}", "yellow"))

@@ -1,0 +1,66 @@
+"""Ctrl-C, a plain kill and a closed terminal, turned into one exception so that clean-ups run.
+
+Python drops an exception that is raised inside a destructor or a foreign callback, and libraries may wrap it in one
+of their own. So the signal is also remembered: ``raise_if_received`` raises again at the next stage of the work, and
+``received`` tells whoever catches a strange error that it was an interruption.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+DOUBLE_TAP_S = 1.0  # a second signal this soon would only break the clean-up that the first one began
+
+_received: list[tuple[int, float]] = []
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the command to stop. ``number`` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def received() -> int | None:
+    """The signal that came during the current run, None if none did."""
+    return _received[-1][0] if _received else None
+
+
+def raise_if_received() -> None:
+    """Raise the interruption again when the first raise got lost."""
+    number = received()
+    if number is not None:
+        raise Interrupted(number)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if _received and now - _received[-1][1] < DOUBLE_TAP_S:
+        return
+    _received.append((number, now))
+    raise Interrupted(number)
+
+
+@contextmanager
+def caught() -> Iterator[None]:
+    """While active, the handled signals raise ``Interrupted``. One that is ignored (``nohup``) stays ignored."""
+    _received.clear()
+    previous = {}
+    for number in HANDLED:
+        current = signal.getsignal(number)
+        if current not in (signal.SIG_IGN, None):
+            try:
+                previous[number] = signal.signal(number, _handle)
+            except ValueError:  # not the main thread: whoever runs us there owns the signals
+                break
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,306 @@
+"""From a model to an artefact: capture, rewrite, write, vouch."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilec import __version__
+from mobilec.errors import UsageError
+from mobilec.export.artifact import Artifact, describe_files
+from mobilec.export.folder import check_out, new_artifact_folder
+from mobilec.export.manifest import MANIFEST_NAME, SCHEMA_VERSION, InputSpec, Manifest, OutputSpec
+from mobilec.export.manifest_io import manifest_to_json
+from mobilec.export.plan import Plan, make_plan
+from mobilec.export.request import WriteRequest, Written
+from mobilec.export.writers import Writer, find_writer
+from mobilec.mobile.preprocessing import Preprocessing
+from mobilec.mobile.provenance import Provenance, Weights
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from mobilec.passes.evidence import TensorSpec
+    from mobilec.passes.rewrite import Rewritten
+
+REFERENCE_FILE = "reference.pt2"
+COMMON_PACKAGES = ("torch", "numpy")
+
+Progress = Callable[[str], None]
+
+
+def compile(
+    model: nn.Module | str,
+    *,
+    to: str,
+    out: str | Path,
+    input_size: int | tuple[int, int] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    replace_head: bool = False,
+    pretrained: bool = False,
+    precision: str | None = None,
+    target: str | None = None,
+    dynamic_batch: bool = False,
+    deployment_target: str | None = None,
+    image_input: bool = False,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    skip_rules: Sequence[str] = (),
+    proof: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Capture a model, rewrite its graph, prove each rewrite, and write it with its reference and manifest.
+
+    Args:
+        model: a module (float32, on the CPU), a zoo name, ``path/to/file.py:callable`` or ``timm:NAME``.
+        to: backend, ``onnx`` or ``coreml``. out: folder to write; appears whole or not at all.
+        input_size: pixels, ``N`` or ``(height, width)``; the model's own resolution by default.
+        input_shapes: name to shape, for modules that do not take one image.
+        checkpoint / num_classes / replace_head / pretrained: for models given by name.
+        precision: ``fp32`` or ``fp16``; by default fp32 for ONNX, fp16 for Core ML.
+        target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for Core ML.
+        dynamic_batch: leave the batch size open (ONNX).
+        deployment_target: oldest system that must load the file (Core ML), ``iOS17`` by default.
+        image_input: take pixels 0..255 and normalise inside the model (Core ML).
+        labels: class names by index. Core ML returns the most probable one and probabilities; others keep the names
+            in the manifest.
+        preprocessing: how an image becomes the input, where the model's own provenance does not fit.
+        skip_rules: names of rewrite rules to leave out. proof: measure what each rewrite changes.
+        force: replace an artefact that is already at ``out``.
+        progress: told each stage in a few words.
+
+    Raises:
+        UsageError: options that mean nothing or do not go together.
+        ModelError, CheckpointError: the model cannot be built. CaptureError: it cannot be traced.
+        RewriteError: a rewrite changed the numbers. ExportError: the writer failed.
+        ArtifactError: ``out`` is in the way or cannot be written, the disk is full.
+    """
+    tell = progress or (lambda stage: None)
+    plan = make_plan(
+        find_writer(to),
+        precision=precision,
+        target=target,
+        skip_rules=skip_rules,
+        dynamic_batch=dynamic_batch,
+        deployment_target=deployment_target,
+        image_input=image_input,
+        labels=labels,
+    )
+    check_out(out, force)
+    tell("building the model")
+    module, provenance = _resolve(model, checkpoint, num_classes, replace_head, pretrained)
+    image = preprocessing or provenance.preprocessing
+    from mobilec.export.inputs import example_inputs
+    from mobilec.export.quiet import quiet
+    from mobilec.export.reference import save_reference
+    from mobilec.passes.capture import capture
+    from mobilec.passes.rewrite import rewrite
+
+    examples = example_inputs(module, input_size=input_size, input_shapes=input_shapes)
+    with new_artifact_folder(out, force) as folder:
+        tell("capturing")
+        with quiet():
+            program = capture(module, examples, dynamic_batch=plan.dynamic_batch)
+        inputs, outputs = _interface(program, provenance, plan, image)
+        program_bytes = _tensor_bytes(program)
+        folder.reserve(program_bytes * 3 if plan.writer.name == "coreml" else program_bytes * 2)
+        tell("saving the reference")
+        save_reference(program, folder.path / REFERENCE_FILE)
+        verb = "proving" if proof else "applying"
+        rewritten = rewrite(
+            _adapted(program, plan, inputs), plan.rules, proof=proof, progress=lambda rule: tell(f"{verb} {rule}")
+        )
+        del program
+        request = WriteRequest(
+            program=rewritten.program,
+            folder=folder.path,
+            model_file=plan.writer.model_file,
+            scratch=folder.scratch,
+            inputs=inputs,
+            outputs=outputs,
+            precision=plan.precision,
+            deployment_target=plan.deployment_target,
+            labels=plan.labels if plan.writer.classifier else None,
+            description=f"{provenance.model}: {provenance.weights.summary}",
+            facts=_facts(provenance, plan, inputs),
+            progress=tell,
+        )
+        written = plan.writer.write(request)
+        tell("checksums")
+        manifest = _manifest(provenance, plan, inputs, outputs, written, rewritten)
+        manifest = replace(manifest, files=describe_files(folder.path))
+        (folder.path / MANIFEST_NAME).write_text(manifest_to_json(manifest), encoding="utf-8")
+        tell("moving into place")
+    return Artifact(folder.target, manifest)
+
+
+def _resolve(
+    model: nn.Module | str,
+    checkpoint: str | Path | None,
+    num_classes: int | None,
+    replace_head: bool,
+    pretrained: bool,
+) -> tuple[nn.Module, Provenance]:
+    from torch import nn
+
+    if isinstance(model, str):
+        from mobilec.mobile.sources import resolve_model
+
+        module = resolve_model(
+            model, checkpoint=checkpoint, num_classes=num_classes, replace_head=replace_head, pretrained=pretrained
+        )
+        return module, module.provenance  # type: ignore[return-value]
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model is a {type(model).__name__}, expected a torch.nn.Module or a name")
+    if checkpoint is not None or num_classes is not None or replace_head or pretrained:
+        raise UsageError(
+            "checkpoint, num_classes, replace_head and pretrained are for models given by name",
+            hint="load the weights into the module first",
+        )
+    known = getattr(model, "provenance", None)
+    if isinstance(known, Provenance):
+        return model, known
+    return model, Provenance(type(model).__name__, "module", Weights(source="given"))
+
+
+def _interface(
+    program: ExportedProgram, provenance: Provenance, plan: Plan, image: Preprocessing
+) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
+    """Specs of the artefact's inputs and outputs; checks labels and image input against them."""
+    from mobilec.passes.capture import input_specs, output_specs
+
+    inputs = tuple(_input_spec(spec, plan, image) for spec in input_specs(program))
+    names = provenance.output_names
+    outputs = tuple(
+        OutputSpec(spec.name, spec.shape, spec.dtype, meaning=_meaning(spec.name))
+        for spec in output_specs(program, names)
+    )
+    pictures = [spec for spec in inputs if spec.preprocessing is not None]
+    if plan.image_input and (len(pictures) != 1 or pictures[0].shape[0] != 1):
+        found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in inputs)
+        raise UsageError(f"an image input needs one input of shape [1, 3, H, W], the model has {found}")
+    if plan.labels is None:
+        return inputs, outputs
+    found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in outputs)
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise UsageError(f"class labels need one output of shape [batch, classes], the model has {found}")
+    if outputs[0].shape[1] != len(plan.labels):
+        raise UsageError(f"{len(plan.labels)} class labels do not fit the output {found}")
+    if plan.writer.classifier:
+        return inputs, (replace(outputs[0], name="probabilities", meaning="probabilities"),)
+    return inputs, (replace(outputs[0], meaning="logits"),)
+
+
+def _input_spec(spec: TensorSpec, plan: Plan, image: Preprocessing) -> InputSpec:
+    shape = spec.shape
+    is_image = len(shape) == 4 and shape[1] == 3 and spec.dtype == "float32"
+    return InputSpec(
+        spec.name,
+        shape,
+        spec.dtype,
+        layout="NCHW" if is_image else "",
+        kind="image" if is_image and plan.image_input else "tensor",
+        preprocessing=image.to_dict() if is_image else None,
+    )
+
+
+def _meaning(name: str) -> str:
+    return "features" if name.startswith("features") else name if name in ("logits", "probabilities") else ""
+
+
+def _adapted(program: ExportedProgram, plan: Plan, inputs: tuple[InputSpec, ...]) -> ExportedProgram:
+    """The program with the artefact's interface: pixels scaled by Core ML, probabilities for a classifier."""
+    from mobilec.export.adapt import append_softmax, image_scaling, scale_input
+
+    for index, spec in enumerate(inputs):
+        if spec.kind == "image":
+            scaling = image_scaling(Preprocessing.from_dict(spec.preprocessing or {}))
+            program = scale_input(program, index, scaling.factor)
+    if plan.labels is not None and plan.writer.classifier:
+        program = append_softmax(program)
+    return program
+
+
+def _tensor_bytes(program: ExportedProgram) -> int:
+    import torch
+
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _facts(provenance: Provenance, plan: Plan, inputs: tuple[InputSpec, ...]) -> dict[str, str]:
+    """What a model file says of itself when it is found alone."""
+    images = {spec.name: spec.preprocessing for spec in inputs if spec.preprocessing is not None}
+    facts = {
+        "model": provenance.model,
+        "weights": provenance.weights.summary,
+        "precision": plan.precision,
+        "target": plan.target,
+        "mobilec_version": __version__,
+    }
+    if images:
+        facts["preprocessing"] = json.dumps(images, sort_keys=True)
+    if plan.labels is not None:
+        facts["labels"] = json.dumps(plan.labels, ensure_ascii=False)
+    return facts
+
+
+def _manifest(
+    provenance: Provenance,
+    plan: Plan,
+    inputs: tuple[InputSpec, ...],
+    outputs: tuple[OutputSpec, ...],
+    written: Written,
+    rewritten: Rewritten,
+) -> Manifest:
+    options: dict[str, Any] = {"dynamic_batch": plan.dynamic_batch, "image_input": plan.image_input}
+    if plan.skipped:
+        options["skipped_rules"] = list(plan.skipped)
+    options |= written.options
+    if written.notes:
+        options["notes"] = list(written.notes)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        mobilec_version=__version__,
+        created=plan.created,
+        model=provenance.model,
+        origin=provenance.origin,
+        weights=_plain(asdict(provenance.weights)),
+        config=_plain(provenance.config),
+        backend=plan.writer.name,
+        model_file=plan.writer.model_file,
+        reference_file=REFERENCE_FILE,
+        precision=plan.precision,
+        target=plan.target,
+        inputs=inputs,
+        outputs=outputs,
+        labels=plan.labels,
+        options=options,
+        proof=rewritten.proof,
+        passes=rewritten.evidence,
+        tools=_tools(plan.writer),
+    )
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read back: tuples are lists, keys are texts."""
+    return json.loads(json.dumps(data, default=str))
+
+
+def _tools(writer: Writer) -> dict[str, str]:
+    tools = {"mobilec": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in (*COMMON_PACKAGES, *writer.packages):
+        try:
+            tools[name] = version(name)
+        except PackageNotFoundError:  # vendored or built from source without metadata
+            tools[name] = "unknown"
+    return tools

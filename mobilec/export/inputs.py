@@ -1,0 +1,149 @@
+"""Example inputs for any module, from ``--input-size`` or ``--input-shape``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mobilec.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MAX_SIDE = 8192
+MAX_ELEMENTS = 2**28  # 1 GiB in float32
+CHANNELS = 3
+SEED = 0
+
+
+def example_inputs(
+    module: nn.Module,
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Float32 standard normal tensors (seeded) in the order of ``forward``'s arguments.
+
+    Args:
+        module: with ``.provenance`` its resolution is the default size.
+        input_size: side of a square, or ``(height, width)``, in pixels, for modules that take one image
+            ``[1, 3, H, W]``.
+        input_shapes: argument name to shape, for all other modules.
+
+    Raises:
+        UsageError: sizes that make no sense, names that ``forward`` does not have, or nothing to go by.
+        ModelError: weights that are not float32 on the CPU.
+    """
+    import torch
+
+    _check_weights(module)
+    generator = torch.Generator().manual_seed(SEED)
+    shapes = input_shapes_of(module, input_size=input_size, input_shapes=input_shapes)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def input_shapes_of(
+    module: nn.Module,
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of `example_inputs`, without making them."""
+    required, optional = _arguments(module)
+    if input_shapes is not None:
+        if input_size is not None:
+            raise UsageError("both an input size and input shapes are given", hint="give one of them")
+        return _named_shapes(required, optional, input_shapes)
+    if len(required) > 1:
+        raise UsageError(
+            f"{type(module).__name__}.forward takes {len(required)} inputs ({', '.join(required)}), "
+            "an input size describes one image",
+            hint=" ".join(f"--input-shape {name}:1,3,224,224" for name in required) + " (with your shapes)",
+        )
+    if input_size is None:
+        provenance = getattr(module, "provenance", None)
+        input_size = provenance.resolution if provenance is not None else None
+    if input_size is None:
+        raise UsageError(
+            f"the input size of {type(module).__name__} is unknown",
+            hint="pass --input-size N or HxW for an image, --input-shape NAME:DIMS for anything else",
+        )
+    height, width = _size(input_size)
+    return ((1, CHANNELS, height, width),)
+
+
+def _arguments(module: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of ``forward``'s required and optional positional arguments."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p.name for p in positional if p.default is p.empty]
+    optional = [p.name for p in positional if p.default is not p.empty]
+    if not required and not optional:
+        spread = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+        if not spread:
+            raise ModelError(f"{type(module).__name__}.forward takes no inputs")
+        required = spread
+    return required, optional
+
+
+def _named_shapes(
+    required: list[str], optional: list[str], given: Mapping[str, Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    names = [*required, *optional]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise UsageError(f"input {unknown[0]!r} is no argument of forward, which takes {', '.join(names)}")
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise UsageError(
+            f"no shape for input {missing[0]!r}; forward takes {', '.join(names)}",
+            hint=f"add --input-shape {missing[0]}:DIMS",
+        )
+    wanted = [name for name in names if name in given]
+    gap = next((name for name in names[: len(wanted)] if name not in given), None)
+    if gap:
+        raise UsageError(
+            f"input {wanted[-1]!r} has a shape but {gap!r} before it has none", hint=f"add --input-shape {gap}:DIMS"
+        )
+    return tuple(_shape(name, given[name]) for name in wanted)
+
+
+def _shape(name: str, dims: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(dims, str) or not all(type(dim) is int and dim >= 1 for dim in dims):
+        raise UsageError(f"shape of input {name!r} is {dims!r}, expected whole numbers of at least 1")
+    elements = 1
+    for dim in dims:
+        elements *= dim
+    if elements > MAX_ELEMENTS:
+        raise UsageError(f"shape of input {name!r} has {elements:.3g} elements, the most is {MAX_ELEMENTS:.3g}")
+    return tuple(dims)
+
+
+def _size(size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = (size, size) if type(size) is int else size
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise UsageError(f"input size is {size!r}, expected N or (height, width) in pixels")
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise UsageError(f"input size is {size!r}, expected 1 to {MAX_SIDE} pixels a side")
+    return sides[0], sides[1]
+
+
+def _check_weights(module: nn.Module) -> None:
+    import torch
+
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if tensor.device.type != "cpu":
+            raise ModelError(
+                f"tensor {name} of {type(module).__name__} is on {tensor.device}, expected the CPU",
+                hint="move the module with .cpu()" if tensor.device.type != "meta" else "load its weights first",
+            )
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ModelError(
+                f"tensor {name} of {type(module).__name__} is {str(tensor.dtype).removeprefix('torch.')}, "
+                "expected float32",
+                hint="convert the module with .float(); the precision of the export is an option of its own",
+            )

@@ -1,0 +1,118 @@
+"""The choices of an export, checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mobilec.errors import UsageError
+from mobilec.export.closest import closest
+from mobilec.export.writers import Writer
+
+if TYPE_CHECKING:
+    from mobilec.passes.rule import Rule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        rules: the target's rewrites, without the ``skipped`` ones.
+        deployment_target: in coremltools' spelling, None for the writer's default.
+        labels: class names by index. created: UTC, ISO 8601.
+    """
+
+    writer: Writer
+    precision: str
+    target: str
+    rules: tuple[Rule, ...]
+    skipped: tuple[str, ...]
+    dynamic_batch: bool
+    deployment_target: str | None
+    image_input: bool
+    labels: tuple[str, ...] | None
+    created: str
+
+
+def make_plan(
+    writer: Writer,
+    *,
+    precision: str | None,
+    target: str | None,
+    skip_rules: Sequence[str],
+    dynamic_batch: bool,
+    deployment_target: str | None,
+    image_input: bool,
+    labels: Sequence[str] | None,
+) -> Plan:
+    """Choices with their defaults filled in. Raises UsageError for those that mean nothing or do not go together."""
+    from mobilec.passes.pipelines import DEFAULT_TARGET, TARGETS, pipeline, select
+
+    chosen = _one_of("precision", precision or writer.default_precision, writer.precisions, f" for {writer.title}")
+    aim = _one_of("target", target or DEFAULT_TARGET[writer.name], list(TARGETS))
+    rules = select(pipeline(aim), skip_rules)
+    if dynamic_batch and not writer.dynamic_batch:
+        raise UsageError(f"a dynamic batch is not for {writer.title}", hint="export with a fixed batch")
+    if image_input and not writer.image_input:
+        raise UsageError(
+            f"an image input is not for {writer.title}, which takes normalised numbers", hint="leave --image-input out"
+        )
+    if deployment_target is not None:
+        if not writer.deployment_targets:
+            raise UsageError(f"a deployment target is not for {writer.title}", hint="leave --deployment-target out")
+        exact = {name.lower(): name for name in writer.deployment_targets}.get(deployment_target.lower())
+        deployment_target = _one_of("deployment target", exact or deployment_target, writer.deployment_targets)
+    return Plan(
+        writer=writer,
+        precision=chosen,
+        target=aim,
+        rules=rules,
+        skipped=tuple(skip_rules),
+        dynamic_batch=dynamic_batch,
+        deployment_target=deployment_target,
+        image_input=image_input,
+        labels=_checked_labels(labels),
+        created=_now(),
+    )
+
+
+def _one_of(what: str, value: str, known: Sequence[str], whose: str = "") -> str:
+    if value not in known:
+        raise UsageError(
+            f"unknown {what} {value!r}{whose}, expected one of {', '.join(known)}", hint=closest(value, known)
+        )
+    return value
+
+
+def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise UsageError("class labels must be a list of texts")
+    if not labels:
+        raise UsageError("the list of class labels is empty")
+    seen: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        if not label.strip():
+            raise UsageError(f"class label {index} is empty")
+        if label in seen:
+            raise UsageError(f"class labels {seen[label]} and {index} are both {label!r}", hint="make them different")
+        seen[label] = index
+    return tuple(labels)
+
+
+def _now() -> str:
+    """UTC in ISO 8601; SOURCE_DATE_EPOCH (https://reproducible-builds.org) stands in for the clock."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        moment = datetime.now(UTC)
+    else:
+        try:
+            moment = datetime.fromtimestamp(int(epoch), UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970") from error
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,175 @@
+"""The parent's end of a measuring process: start it, ask it, notice when it dies, leave nothing behind.
+
+Only the command line knows where the process runs: anything that carries its standard input and output (a remote
+shell, say) carries the whole conversation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import mobilec
+from mobilec import errors
+from mobilec.errors import BackendError, MobilecError
+
+_LONGEST_ANSWER = 256 * 2**20  # bytes; a turn of a million runs stays far below
+_LAST_WORDS = 4000  # bytes of error output kept for a report
+_REAP_SECS = 10.0
+
+
+def local_command() -> list[str]:
+    """The command line of a measuring process on this machine, in this interpreter.
+
+    Not ``-m``: that would put the current folder before everything else on the import path, and with it whatever
+    ``json.py`` or ``numpy.py`` a user keeps there. The package's own folder goes last instead.
+    """
+    code = "import sys; sys.path.append(sys.argv[1]); from mobilec.latency.worker import main; main()"
+    return [sys.executable, "-P", "-c", code, str(Path(mobilec.__file__).resolve().parent.parent)]
+
+
+class Worker:
+    """One measuring process.
+
+    Args:
+        label: the artefact's, for messages.
+        command: argument list; never a shell's.
+        timeout_secs: how long an answer may take, beyond what the request itself asks for.
+
+    Raises:
+        BackendError: the command cannot be started.
+    """
+
+    def __init__(self, label: str, command: Sequence[str], *, timeout_secs: float) -> None:
+        self.label = label
+        self._timeout_secs = timeout_secs
+        self._pending = b""
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close_workers
+        try:
+            # A session of its own: Ctrl-C in the terminal reaches the parent alone, and killing the group gets all.
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise BackendError(f"{label}: the measuring process cannot be started: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, request: dict[str, Any], *, stage: str, takes_secs: float = 0.0) -> Any:
+        """Send one request and wait for its answer.
+
+        Args:
+            stage: what is being done, for messages (``while loading``).
+            takes_secs: time the request is known to take, granted on top of the timeout.
+
+        Raises:
+            MobilecError: of the kind the process answered with, under the artefact's name; BackendError when the
+                process died, fell silent or answered with something else.
+        """
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._death(stage) from None
+        line = self._line(stage, time.monotonic() + self._timeout_secs + takes_secs)
+        try:
+            answer = json.loads(line)
+            if "ok" in answer:
+                return answer["ok"]
+            kind, message, hint, detail = (str(answer["error"][k]) for k in ("kind", "message", "hint", "detail"))
+        except (ValueError, TypeError, KeyError) as error:
+            shown = line[:80].decode(errors="replace")
+            raise BackendError(f"{self.label}: not an answer of the measuring process {stage}: {shown!r}") from error
+        raise _error_kind(kind)(f"{self.label}: {message}", hint=hint, detail=detail)
+
+    def _line(self, stage: str, deadline: float) -> bytes:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        pieces, size = [self._pending], len(self._pending)
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while b"\n" not in pieces[-1]:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise BackendError(
+                        f"{self.label}: the measuring process gave no answer for {self._timeout_secs:g} s {stage}",
+                        hint="a slower model needs a longer timeout",
+                        detail=self._last_words(),
+                    )
+                piece = os.read(descriptor, 1 << 20)
+                size += len(piece)
+                if not piece:
+                    raise self._death(stage)
+                if size > _LONGEST_ANSWER:
+                    raise BackendError(f"{self.label}: the measuring process answers without end {stage}")
+                pieces.append(piece)
+        line, _, self._pending = b"".join(pieces).partition(b"\n")
+        return line
+
+    def _death(self, stage: str) -> BackendError:
+        """The error that tells how the process ended, once its end of a pipe is closed."""
+        try:
+            status = self._process.wait(_REAP_SECS)
+        except subprocess.TimeoutExpired:
+            return BackendError(f"{self.label}: the measuring process closed its output {stage}")
+        words = self._last_words()
+        last = words.splitlines()[-1].strip() if words else ""
+        if status < 0:
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            end = f"was ended by {name}"
+            hint = "the system may have run out of memory" if -status == signal.SIGKILL else ""
+        else:
+            end, hint = f"exited with status {status}", ""
+        hint = hint or (f"its last words: {last[:200]}" if last else "")
+        return BackendError(f"{self.label}: the measuring process {end} {stage}", hint=hint, detail=words)
+
+    def _last_words(self) -> str:
+        """The end of what the process wrote to standard error."""
+        size = self._errors.seek(0, os.SEEK_END)
+        return os.pread(self._errors.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
+
+    def kill(self) -> None:
+        """Ends the process and all it started; does not wait."""
+        if self._process.poll() is None:
+            # It may end by itself just now; macOS then refuses the signal instead of finding nobody.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Waits for the end and closes every descriptor."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck inside the kernel; it ends when that lets go
+            self._process.wait(_REAP_SECS)
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+
+def close_workers(workers: Iterable[Worker]) -> None:
+    """End all of them: first every kill, then the waiting, so that one that lingers holds up no other."""
+    workers = list(workers)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.reap()
+
+
+def _error_kind(name: str) -> type[MobilecError]:
+    kind = getattr(errors, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, MobilecError) else BackendError

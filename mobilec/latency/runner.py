@@ -1,0 +1,177 @@
+"""One artefact's way through a measurement: in each launch load, cold run, warm-up and turns; at the end its ops."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobilec.errors import BackendUnavailable
+from mobilec.latency.channel import Worker
+from mobilec.latency.samples import ArtifactProfile, LatencyStats, Launch, OpTable, OpTime, Samples, Settings
+from mobilec.passes.evidence import TensorSpec
+
+TURN_SECS = 0.02  # about how long the timed runs of one turn last: worth the change-over, short enough for many rounds
+LONGEST_TURN = 64  # runs
+FEWEST_ROUNDS = 25  # over all launches; the statistics resample rounds, so there must be some
+OPS_SECS = 1.0  # about how long the runs behind a per-op table last
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artefact to time, and where.
+
+    Attributes:
+        label: unique among the jobs. path: the artefact's folder, as the measuring process sees it.
+        command: starts that process. model ... model_sha256: see ArtifactProfile.
+    """
+
+    label: str
+    path: str
+    command: tuple[str, ...]
+    model: str = ""
+    backend: str = ""
+    precision: str = ""
+    target: str = ""
+    weights: dict[str, Any] = field(default_factory=dict)
+    model_sha256: str = ""
+
+
+class Runner:
+    """A job and what came back so far. In each launch the methods are called in the order they stand here."""
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        self.job = job
+        self.worker: Worker | None = None
+        self.engine = ""
+        self.threads: int | None = None
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.starts_ns: list[int] = []
+        self._settings = settings
+        self._launches: list[Launch] = []
+        self._typical_secs = 0.0
+        self._burst = 1
+        self._durations_ns: list[int] = []
+        self._rounds: list[int] = []
+        self._launch_of_run: list[int] = []
+        self._ops: OpTable | None = None
+        self._ops_note = "not asked for"
+
+    def load(self, timeout_secs: float) -> None:
+        """Start a measuring process and open the artefact in it."""
+        self.worker = Worker(self.job.label, self.job.command, timeout_secs=timeout_secs)
+        request = {"do": "load", "path": self.job.path, "threads": self._settings.threads}
+        loaded = self.worker.ask(request, stage="while loading")
+        self.engine, self.threads = loaded["engine"], loaded["threads"]
+        self.inputs = tuple(TensorSpec(spec["name"], tuple(spec["shape"]), spec["dtype"]) for spec in loaded["inputs"])
+        self._loaded: dict[str, Any] = loaded
+
+    def run_cold(self) -> None:
+        answer = self._ask({"do": "run", "runs": 1, "secs": 0.0}, stage="in its first run")
+        self._first_run_ns = int(answer["duration_ns"][0])
+
+    def warm_up(self) -> None:
+        """Untimed runs. Those of the first launch tell how many timed ones make a turn."""
+        runs, secs = self._settings.warmup_runs, self._settings.warmup_secs
+        durations_ns = [self._first_run_ns]
+        self._warmup_runs = 0
+        if runs:
+            takes_secs = runs * self._first_run_ns / 1e9 + secs
+            answer = self._ask({"do": "run", "runs": runs, "secs": secs}, stage="warming up", takes_secs=takes_secs)
+            durations_ns = answer["duration_ns"]
+            self._warmup_runs = len(durations_ns)
+        if not self._typical_secs:
+            self._typical_secs = max(statistics.median(durations_ns), 1) / 1e9
+            by_time = int(TURN_SECS / self._typical_secs)
+            self._burst = max(1, min(by_time, self.expected_runs() // FEWEST_ROUNDS, LONGEST_TURN))
+
+    def expected_runs(self) -> int:
+        """About how many timed runs it will take in all."""
+        return max(self._settings.num_runs, math.ceil(self._settings.min_secs / self._typical_secs))
+
+    def take_turn(self, round_index: int) -> None:
+        settle_secs = self._settings.settle_secs
+        answer = self._ask(
+            {"do": "turn", "settle_secs": settle_secs, "runs": self._burst},
+            stage=f"in round {round_index + 1} of the timed runs",
+            takes_secs=settle_secs + (self._burst + 1) * self._typical_secs,
+        )
+        self.starts_ns += answer["start_ns"]
+        self._durations_ns += answer["duration_ns"]
+        self._rounds += [round_index] * len(answer["duration_ns"])
+        self._launch_of_run += [len(self._launches)] * len(answer["duration_ns"])
+
+    def done(self) -> float:
+        """How much of all that was asked for has been timed, 0..1: runs, time, and rounds enough for the statistics."""
+        settings = self._settings
+        by_runs = len(self._durations_ns) / settings.num_runs
+        by_time = sum(self._durations_ns) / 1e9 / settings.min_secs if settings.min_secs else 1.0
+        by_rounds = len(set(self._rounds)) / min(FEWEST_ROUNDS, settings.num_runs)
+        return min(by_runs, by_time, by_rounds, 1.0)
+
+    def finish_launch(self) -> None:
+        answer = self._ask({"do": "memory"}, stage="after the timed runs")
+        self._launches.append(
+            Launch(
+                load_ms=self._loaded["load_ns"] / 1e6,
+                first_run_ms=self._first_run_ns / 1e6,
+                warmup_runs=self._warmup_runs,
+                baseline_rss_bytes=self._loaded["baseline_rss_bytes"],
+                peak_rss_bytes=answer["peak_rss_bytes"],
+            )
+        )
+
+    def profile_ops(self) -> None:
+        """The per-op table; an engine without a profiler leaves a note in its place."""
+        runs = max(10, min(100, int(OPS_SECS / self._typical_secs)))
+        with tempfile.TemporaryDirectory(prefix="mobilec-ops-") as folder:
+            request = {"do": "ops", "path": self.job.path, "runs": runs, "folder": folder}
+            try:
+                answer = self._ask(request, stage="while timing its ops", takes_secs=10 * runs * self._typical_secs)
+            except BackendUnavailable as error:
+                self._ops_note = error.message.removeprefix(f"{self.job.label}: ")
+                return
+        ops = tuple(OpTime(**row) for row in answer["ops"])
+        self._ops = OpTable(ops, answer["runs"], answer["sum_us"], answer["whole_us"])
+        self._ops_note = ""
+
+    def samples(self, origin_ns: int) -> Samples:
+        """The timed runs, their starts counted from ``origin_ns``."""
+        return Samples(
+            launch=tuple(self._launch_of_run),
+            round=tuple(self._rounds),
+            start_s=tuple((start - origin_ns) / 1e9 for start in self.starts_ns),
+            latency_ms=tuple(duration / 1e6 for duration in self._durations_ns),
+        )
+
+    def result(self, samples: Samples, latency: LatencyStats) -> ArtifactProfile:
+        job = self.job
+        largest = max(self._launches, key=lambda launch: launch.peak_rss_bytes)
+        return ArtifactProfile(
+            label=job.label,
+            path=job.path,
+            model=job.model,
+            backend=job.backend,
+            precision=job.precision,
+            target=job.target,
+            weights=job.weights,
+            model_sha256=job.model_sha256,
+            engine=self.engine,
+            threads=self.threads,
+            inputs=self.inputs,
+            load_ms=statistics.median(launch.load_ms for launch in self._launches),
+            first_run_ms=statistics.median(launch.first_run_ms for launch in self._launches),
+            baseline_rss_bytes=largest.baseline_rss_bytes,
+            peak_rss_bytes=largest.peak_rss_bytes,
+            launches=tuple(self._launches),
+            latency=latency,
+            samples=samples,
+            ops=self._ops,
+            ops_note=self._ops_note,
+        )
+
+    def _ask(self, request: dict[str, Any], *, stage: str, takes_secs: float = 0.0) -> Any:
+        assert self.worker is not None
+        return self.worker.ask(request, stage=stage, takes_secs=takes_secs)

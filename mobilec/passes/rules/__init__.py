@@ -1,0 +1,1 @@
+"""One file a rewrite rule; ``table.py`` lists them."""

@@ -1,0 +1,189 @@
+"""What both sides of a comparison are fed: the same samples, in the form each of them takes.
+
+An artefact may want its images as pixels, in half precision or in another layout than the captured program. So a
+sample starts as pixels (or as a seeded tensor) and is turned into the feeds of either side here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mobilec.errors import UsageError
+from mobilec.export.manifest import InputSpec, Manifest
+from mobilec.mobile.preprocessing import Preprocessing, normalise
+from mobilec.passes.evidence import TensorSpec
+from mobilec.runtime.feeds import describe
+from mobilec.runtime.images import probe_images
+
+DYNAMIC_BATCHES = (1, 3)
+_OTHER_AXIS = 8  # size of a dynamic axis that is not the batch
+TENSOR_KINDS = ("normal", "uniform", "ramp", "sparse", "smooth", "small", "large", "constant")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One inference on both sides.
+
+    Attributes:
+        names: of the samples along the batch axis that count; a batch may hold more (padding).
+        batch: samples fed, 0 when the inputs share no batch axis.
+        reference / artefact: the feeds of either side.
+        repeated: the samples were fed before, at another batch size; they count in no rate again.
+    """
+
+    names: tuple[str, ...]
+    batch: int
+    reference: dict[str, np.ndarray]
+    artefact: dict[str, np.ndarray]
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """How to feed an artefact and its reference.
+
+    Attributes:
+        reference_inputs: the captured program's specs, under the manifest's names.
+        image: the input that takes images, None for a model of other things.
+        size_hw / preprocessing: of that input.
+        batch: the batch size that is compiled in, None when any will do.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    reference_inputs: tuple[TensorSpec, ...]
+    image: InputSpec | None
+    size_hw: tuple[int, int]
+    preprocessing: Preprocessing
+    batch: int | None
+
+    def image_case(self, names: Sequence[str], pixels: np.ndarray, batch: int) -> Case:
+        """One inference over ``pixels`` (uint8 [N, H, W, 3], N <= batch), padded by repeating them to ``batch``."""
+        assert self.image is not None
+        padded = pixels[np.arange(batch) % len(pixels)]  # [batch, H, W, 3]
+        reference: dict[str, np.ndarray] = {}
+        artefact: dict[str, np.ndarray] = {}
+        for spec, wanted in zip(self.inputs, self.reference_inputs, strict=True):
+            if spec.name == self.image.name:
+                numbers = normalise(padded, self.preprocessing)  # [batch, 3, H, W]
+                reference[spec.name] = numbers.astype(wanted.dtype)
+                if spec.kind == "image":
+                    numbers = padded.transpose(0, 3, 1, 2)
+                if spec.layout == "NHWC":
+                    numbers = numbers.transpose(0, 2, 3, 1)
+                artefact[spec.name] = np.ascontiguousarray(numbers, dtype=np.dtype(spec.dtype))
+            else:
+                tensor = random_tensor(wanted, "normal", sizes={}, default=batch)
+                reference[spec.name] = tensor
+                artefact[spec.name] = tensor.astype(spec.dtype)
+        return Case(tuple(names), batch, reference, artefact)
+
+    def tensor_case(self, kind: str, batch: int) -> Case:
+        """One inference over seeded tensors; dynamic first axes are ``batch`` long."""
+        sizes = {
+            spec.shape[0]: batch for spec in self.reference_inputs if spec.shape and isinstance(spec.shape[0], str)
+        }
+        reference = {spec.name: random_tensor(spec, kind, sizes=sizes) for spec in self.reference_inputs}
+        artefact = {spec.name: reference[spec.name].astype(spec.dtype) for spec in self.inputs}
+        firsts = {array.shape[0] if array.ndim else 0 for array in reference.values()}
+        shared = firsts.pop() if len(firsts) == 1 else 0
+        names = tuple(f"random:{kind}[{row}]" for row in range(shared)) if shared > 1 else (f"random:{kind}",)
+        return Case(names, shared, reference, artefact)
+
+    def probe_cases(self) -> Iterator[Case]:
+        """Built-in samples, at least 8: structured images, or tensors of several kinds where there is no image."""
+        if self.image is None:
+            for kind in TENSOR_KINDS:
+                yield self.tensor_case(kind, 1)
+            if self.batch is None:
+                yield self.tensor_case(TENSOR_KINDS[0], DYNAMIC_BATCHES[-1])
+            return
+        yield from self.cases_of([(name, self.in_color(pixels)) for name, pixels in probe_images(self.size_hw)])
+
+    def in_color(self, rgb: np.ndarray) -> np.ndarray:
+        """``[..., 3]`` RGB in the preprocessing's channel order."""
+        return rgb if self.preprocessing.color == "RGB" else rgb[..., ::-1]
+
+    def cases_of(self, samples: Sequence[tuple[str, np.ndarray]], *, together: bool = True) -> Iterator[Case]:
+        """Each sample once at the compiled batch; with a dynamic batch each alone, and ``together`` the first three."""
+        step = self.batch or DYNAMIC_BATCHES[0]
+        for start in range(0, len(samples), step):
+            group = samples[start : start + step]
+            yield self.image_case([name for name, _ in group], np.stack([pixels for _, pixels in group]), step)
+        if self.batch is None and together:
+            size = DYNAMIC_BATCHES[-1]
+            group = samples[:size]
+            case = self.image_case([name for name, _ in group], np.stack([pixels for _, pixels in group]), size)
+            yield replace(case, repeated=True)
+
+
+def make_feeder(manifest: Manifest, reference_inputs: Sequence[TensorSpec]) -> Feeder:
+    """Raises UsageError when the manifest's inputs are not those of the reference."""
+    for spec, wanted in zip(manifest.inputs, reference_inputs, strict=True):
+        if spec.layout != "NHWC" and len(spec.shape) != len(wanted.shape):
+            raise UsageError(f"input {describe(spec)} has another rank than the reference's {describe(wanted)}")
+    image = next((spec for spec in manifest.inputs if _takes_images(spec)), None)
+    size_hw, preprocessing, batch = (0, 0), Preprocessing(), _static_batch(manifest.inputs)
+    if image is not None:
+        assert image.preprocessing is not None
+        sizes = image.shape[1:3] if image.layout == "NHWC" else image.shape[2:4]
+        height, width = (size if isinstance(size, int) else 224 for size in sizes)
+        size_hw, preprocessing = (height, width), Preprocessing.from_dict(image.preprocessing)
+        batch = image.shape[0] if isinstance(image.shape[0], int) else None
+    return Feeder(manifest.inputs, tuple(reference_inputs), image, size_hw, preprocessing, batch)
+
+
+def _takes_images(spec: InputSpec) -> bool:
+    if spec.preprocessing is None or len(spec.shape) != 4:
+        return False
+    return spec.shape[3 if spec.layout == "NHWC" else 1] == 3
+
+
+def _static_batch(inputs: Sequence[TensorSpec]) -> int | None:
+    """None when some first axis is dynamic, else the first input's."""
+    if any(spec.shape and isinstance(spec.shape[0], str) for spec in inputs):
+        return None
+    return next((size for spec in inputs for size in spec.shape[:1] if isinstance(size, int)), 1)
+
+
+def random_tensor(spec: TensorSpec, kind: str, *, sizes: Mapping[str, int], default: int = _OTHER_AXIS) -> np.ndarray:
+    """A tensor of one of ``TENSOR_KINDS``, the same for the same name, shape and kind.
+
+    Args:
+        sizes: of the dynamic axes by symbol; others get ``default``.
+
+    Integers and booleans hold only 0 and 1, which is an index that any table has. Raises UsageError for other types.
+    """
+    shape = tuple(size if isinstance(size, int) else sizes.get(size, default) for size in spec.shape)
+    dtype = np.dtype(spec.dtype)
+    random = np.random.Generator(np.random.Philox(zlib.crc32(f"{kind}-{spec.name}-{shape}".encode())))
+    if dtype.kind in "iub":
+        if kind == "constant":
+            return np.ones(shape, dtype)
+        return random.integers(0, 2, shape).astype(dtype)
+    if dtype.kind != "f":
+        raise UsageError(f"input {describe(spec)}: tensors of this type cannot be made up")
+    normal = random.standard_normal(shape)
+    match kind:
+        case "normal":
+            values = normal
+        case "uniform":
+            values = random.uniform(0, 1, shape)
+        case "ramp":
+            values = np.linspace(-2, 2, normal.size).reshape(shape)
+        case "sparse":
+            values = normal * (random.uniform(0, 1, shape) < 0.1)
+        case "smooth":
+            values = np.cumsum(normal, axis=-1) / np.sqrt(max(1, shape[-1] if shape else 1)) if shape else normal
+        case "small":
+            values = 0.05 * normal
+        case "large":
+            values = 5.0 * normal
+        case "constant":
+            values = np.full(shape, 0.5)
+        case _:
+            raise UsageError(f"unknown kind of tensor {kind!r}, known are {', '.join(TENSOR_KINDS)}")
+    return np.asarray(values).astype(dtype)

@@ -1,0 +1,123 @@
+"""A real `mobilec` stopped at real moments: the right code, one line, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+def _start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """In a process group of its own; SIGINT is not ignored even where the test runner ignores it."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "mobilec.cli.main", *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=listen,
+    )
+
+
+def _wait_for(process: subprocess.Popen[bytes], stage: str) -> str:
+    """Read standard error until a line begins with ``stage``."""
+    assert process.stderr is not None
+    seen = b""
+    while line := process.stderr.readline():
+        seen += line
+        if line.decode().startswith(stage):
+            return seen.decode()
+    pytest.fail(f"never reached {stage!r}: {seen.decode()}")
+
+
+def _finish(process: subprocess.Popen[bytes], seen: str) -> str:
+    stdout, stderr = process.communicate(timeout=60)
+    assert stdout == b""
+    shown = seen + stderr.decode()
+    assert "Traceback" not in shown
+    assert "Exception ignored" not in shown
+    assert shown.splitlines()[-1] == "interrupted: stopped; nothing half-written is left"
+    return shown
+
+
+def _group_is_gone(number: int) -> bool:
+    for _ in range(100):
+        try:
+            os.killpg(number, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("stage", "sent", "code"),
+    [
+        ("loading", signal.SIGINT, 130),
+        ("capturing", signal.SIGINT, 130),
+        ("proving fold_batch_norm", signal.SIGTERM, 143),
+        ("writing ONNX", signal.SIGINT, 130),
+        ("checksums", signal.SIGHUP, 129),
+    ],
+)
+def test_an_interrupted_export_leaves_nothing(net: Path, stage: str, sent: int, code: int) -> None:
+    words = ("export", "net.py:make", "--to", "onnx", "--input-size", "32", "-o", "deep/folder/out")
+    process = _start(net.parent, *words)
+    seen = _wait_for(process, stage)
+    if stage in ("loading", "writing ONNX"):
+        time.sleep(0.4)  # into the imports, into the exporter
+    os.killpg(process.pid, sent)
+    _finish(process, seen)
+    assert process.returncode == code
+    assert [path.name for path in net.parent.iterdir() if path.name != "__pycache__"] == ["net.py"]
+    assert _group_is_gone(process.pid)
+
+
+def test_an_interrupted_core_ml_export_keeps_what_was_there(net: Path) -> None:
+    words = ("export", "net.py:make", "--to", "coreml", "--input-size", "32", "-o", "out", "--force")
+    old = net.parent / "out"
+    old.mkdir()
+    (old / "manifest.json").write_text("old")
+    process = _start(net.parent, *words)
+    seen = _wait_for(process, "loading coremltools")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _finish(process, seen)
+    assert process.returncode == 130
+    assert (old / "manifest.json").read_text() == "old"
+    assert sorted(path.name for path in net.parent.iterdir() if path.name != "__pycache__") == ["net.py", "out"]
+
+
+def test_an_interrupted_profile_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
+    process = _start(tmp_path, "profile", str(tiny), str(tiny), "--min-secs", "60", "--save", "result.json")
+    seen = _wait_for(process, "timing runs")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _finish(process, seen)
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+    assert _group_is_gone(process.pid)
+
+
+def test_two_taps_are_as_good_as_one(tiny: Path, tmp_path: Path) -> None:
+    process = _start(tmp_path, "profile", str(tiny), "--min-secs", "60")
+    seen = _wait_for(process, "timing runs")
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _finish(process, seen)
+    assert process.returncode == 130
+    assert _group_is_gone(process.pid)
