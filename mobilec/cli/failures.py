@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mobilec.cli import signals
-from mobilec.cli.output import State, be_lenient, emit, note
+from mobilec.cli.output import State, emit, note, prepare_streams
 from mobilec.errors import MobilecError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 BROKEN_PIPE = 141
+COMPLETION = "_MOBILEC_COMPLETE"  # click's convention: eval "$(_MOBILEC_COMPLETE=bash_source mobilec)"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Failure:
 def run(arguments: Sequence[str], group: click.Group | None = None) -> int:
     """Run the command line and return its exit code; whatever happens inside has been reported."""
     state = State.from_arguments(arguments)
-    be_lenient()
+    prepare_streams()
     try:
         try:
             return _invoke(list(arguments), state, group)
@@ -63,6 +64,10 @@ def _invoke(arguments: list[str], state: State, group: click.Group | None) -> in
     from mobilec.cli.main import VERBS
 
     top = group or Verbs(VERBS)
+    if instruction := os.environ.get(COMPLETION):  # the shell asks what a half-typed line could become
+        from click.shell_completion import shell_complete
+
+        return shell_complete(top, {}, "mobilec", COMPLETION, instruction)
     code = 0
     try:
         with top.make_context("mobilec", arguments, obj=state) as context:

@@ -63,8 +63,8 @@ def command(state: State, pattern: str | None) -> None:
 
     console = stdout_console()
     longest = max(len(name) for name in names)
-    for title, group in groupby(rows, key=lambda row: f"{row[0].title} (arXiv {row[0].paper})"):
-        render.heading(console, title)
+    for number, (title, group) in enumerate(groupby(rows, key=lambda row: f"{row[0].title} (arXiv {row[0].paper})")):
+        render.heading(console, title, gap=number > 0)
         cells = [
             (v.name, f"{v.resolution} px", render.count(v.parameters), render.count(v.macs), v.published)
             for _, v in group

@@ -113,8 +113,12 @@ def note(label: str, text: str, *, colour: str = "cyan") -> None:
     stream.write(f"{head} {plain(text)}\n")
 
 
-def be_lenient() -> None:
-    """A file name that the terminal's encoding cannot show is shown escaped, not raised upon."""
+def prepare_streams() -> None:
+    """Nobody need be looking: closed streams swallow what is written, and names beyond the encoding are escaped."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # closed by whoever started us; the descriptor must not go to another file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -123,8 +123,9 @@ def styled(text: object, style: str) -> Text:
     return Text(plain(text), style=style)
 
 
-def heading(console: Console, text: str) -> None:
-    console.print()
+def heading(console: Console, text: str, *, gap: bool = True) -> None:
+    if gap:
+        console.print()
     console.print(styled(text, "bold"))
 
 

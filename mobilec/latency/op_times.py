@@ -114,8 +114,9 @@ def _split_runs(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
         first = bisect_left(nodes, whole["ts"], key=lambda e: e["ts"])
         last = bisect_right(nodes, end, key=lambda e: e["ts"])
         for node in nodes[first:last]:
-            if node["ts"] >= inside_until:
-                inside_until = node["ts"] + node["dur"]
+            # What took no whole microsecond keeps its row: it may share its start with the node after it.
+            if node["ts"] >= inside_until or node["dur"] == 0:
+                inside_until = max(inside_until, node["ts"] + node["dur"])
                 key = (node["name"].removesuffix("_kernel_time"), node["args"]["op_name"])
                 found.append((key, node["dur"]))
         runs.append(_Run(whole["ts"], whole["dur"], tuple(found)))

@@ -192,9 +192,9 @@ def _settings(
 
 def _jobs(artifacts: Sequence[str | Path | Artifact]) -> list[Job]:
     """Open and verify every artefact before anything runs."""
-    from mobilec.export.artifact import Artifact, open_artifact
+    from mobilec.runtime.load import as_artifact
 
-    opened = [given if isinstance(given, Artifact) else open_artifact(given) for given in artifacts]
+    opened = [as_artifact(given, verify=True) for given in artifacts]
     labels = unique_labels([artifact.path for artifact in opened])
     return [
         Job(

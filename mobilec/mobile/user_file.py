@@ -10,6 +10,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,13 +78,14 @@ def _execute(file: Path) -> ModuleType:
     free = taken is None or getattr(taken, "__file__", None) == resolved
     free = free and file.stem not in sys.stdlib_module_names
     name = file.stem if free else f"_mobilec_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file} is no Python file")
+    loader = SourceFileLoader(name, resolved)
+    spec = importlib.util.spec_from_file_location(name, resolved, loader=loader)
+    assert spec is not None  # a loader was given
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Compiled afresh: bytecode kept beside the file can be stale within a second of an edit.
+        exec(loader.source_to_code(loader.get_data(resolved), resolved), module.__dict__)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise _user_error(file, "", error) from error
@@ -133,9 +135,10 @@ def _user_error(file: Path, name: str, error: BaseException) -> ModelError:
     if isinstance(error, SyntaxError) and error.filename:
         where = f"{_short(Path(error.filename), file)}:{error.lineno}"
     else:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
-        if frames:
-            where = f"{_short(Path(frames[-1].filename), file)}:{frames[-1].lineno}"
+        places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        theirs = [(at, line) for at, line in places if at.is_relative_to(folder) and "site-packages" not in at.parts]
+        if theirs:
+            where = f"{_short(theirs[-1][0], file)}:{theirs[-1][1]}"
     kind = type(error).__name__
     reason = printable(error.msg) if isinstance(error, SyntaxError) else first_line(error)
     text = kind if reason == kind else f"{kind}: {reason}"

@@ -57,6 +57,7 @@ class Editor:
         self._names = set(program.state_dict) | set(program.constants)
         self._written: set[Node] | None = None
         self._last_parameter: Node | None = None
+        self._added: dict[Any, list[Node]] = {}  # constants added, by what is quickly compared of them
         self._copy()
         values = [node.meta.get("val") for node in self.graph.nodes]
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
@@ -233,9 +234,15 @@ class Editor:
     def add_constant(self, value: torch.Tensor, name: str, *, origin: Node) -> Node:
         """Adds a constant, called ``name`` in the module of ``origin``.
 
+        One that equals another added before is that other: layers that share weights and norms share the folded ones.
+
         Args:
             value: owned by the program from here on.
         """
+        key = (value.dtype, value.device, tuple(value.shape), str(value.sum(dtype=_wide(value.dtype)).item()))
+        for known in self._added.get(key, ()):
+            if torch.equal(self._values[known], value):
+                return known
         target = self._free_name(module_path(origin), name)
         parameter = torch.nn.Parameter(value.detach().contiguous(), requires_grad=False)
         if self._last_parameter is not None:
@@ -249,6 +256,7 @@ class Editor:
         self._values[node] = parameter
         self._derived.add(node)
         self._last_parameter = node
+        self._added.setdefault(key, []).append(node)
         return node
 
     def erase(self, node: Node) -> list[Node]:
@@ -327,6 +335,13 @@ def _independent(entry: ModuleCallEntry) -> ModuleCallEntry:
         entry.signature, inputs=list(entry.signature.inputs), outputs=list(entry.signature.outputs)
     )
     return dataclasses.replace(entry, signature=signature)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to sum in."""
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
 
 
 def _is_attribute(part: str) -> bool:

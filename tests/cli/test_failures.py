@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -197,6 +198,19 @@ def test_a_full_disk_behind_standard_output_is_an_error(arguments: tuple[str, ..
     assert "space" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
+    """Nor may a file that is opened later get their numbers, and with them what was meant for nobody."""
+    command = f"exec {sys.executable} -m mobilec.cli.main models >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
+    assert subprocess.run(["sh", "-c", command.replace("models", "exprot")], cwd=tmp_path).returncode == 2
+
+
+def test_the_shell_can_complete(shell: Callable) -> None:
+    assert "_MOBILEC_COMPLETE" in shell(_MOBILEC_COMPLETE="bash_source").stdout
+    done = shell(_MOBILEC_COMPLETE="bash_complete", COMP_WORDS="mobilec ex", COMP_CWORD="1")
+    assert done.stdout == "plain,export\n"
 
 
 def test_an_encoding_that_lacks_characters_is_no_failure(shell: Callable) -> None:

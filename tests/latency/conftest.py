@@ -11,10 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
-from support import fake_worker
 
 from mobilec.latency.runner import Job
 from mobilec.latency.samples import Settings
+from support import fake_worker
 
 COMMAND = (sys.executable, "-P", fake_worker.__file__)
 

@@ -241,7 +241,7 @@ def test_only_common_rounds_are_compared() -> None:
     b = Samples((0,) * 8, tuple(range(2, 10)), (0.0,) * 8, (2.0,) * 8)
     assert compare(a, b).rounds == 6
     apart = dataclasses.replace(b, round=tuple(range(20, 28)))
-    with pytest.raises(UsageError, match="b has no round|no round in common"):
+    with pytest.raises(UsageError, match="have no round in common"):
         compare(a, apart)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.rewriting import gap, inputs
 from torch import Tensor, nn
 
 from mobilec.errors import CaptureError, UsageError
 from mobilec.passes.capture import capture, input_specs, output_specs
 from mobilec.passes.evidence import TensorSpec
+from support.rewriting import gap, inputs
 
 
 class Function(nn.Module):

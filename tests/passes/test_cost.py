@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.rewriting import inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilec.passes.capture import capture
 from mobilec.passes.cost import by_op, measure
+from support.rewriting import inputs
 
 
 class Function(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.rewriting import FLOAT64_GAP, gap, inputs, lively
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -16,6 +15,7 @@ from mobilec.passes.graph import Editor
 from mobilec.passes.pipelines import pipeline
 from mobilec.passes.provenance import module_path, source_line
 from mobilec.passes.rewrite import rewrite
+from support.rewriting import FLOAT64_GAP, gap, inputs, lively
 
 _aten = torch.ops.aten
 
@@ -128,16 +128,30 @@ def test_constants_computed_from_constants_are_constants() -> None:
 def test_new_constants_get_names_of_their_own() -> None:
     editor = opened(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), (1, 3, 4, 4))
     convolution = next(editor.calls())
-    names = [
-        editor.input_spec(editor.add_constant(torch.ones(2), "weight", origin=convolution)).target for _ in range(3)
-    ]
-    assert names == ["0.weight_folded", "0.weight_folded_1", "0.weight_folded_2"]
+    numbers = iter(range(10))
+
+    def name(wanted: str) -> str | None:
+        value = torch.tensor(float(next(numbers)))
+        return editor.input_spec(editor.add_constant(value, wanted, origin=convolution)).target
+
+    assert [name("weight") for _ in range(3)] == ["0.weight_folded", "0.weight_folded_1", "0.weight_folded_2"]
     convolution.meta["nn_module_stack"] = {"a": ("", ""), "b": ("0.weight", "x")}  # a parameter cannot hold another
-    assert editor.input_spec(editor.add_constant(torch.ones(2), "g", origin=convolution)).target == "0_weight.g_folded"
+    assert name("g") == "0_weight.g_folded"
     convolution.meta["nn_module_stack"] = {"a": ("layers[1]@2", "x")}
-    assert (
-        editor.input_spec(editor.add_constant(torch.ones(2), "g", origin=convolution)).target == "layers_1__2.g_folded"
-    )
+    assert name("g") == "layers_1__2.g_folded"
+
+
+def test_equal_constants_are_one() -> None:
+    editor = opened(nn.Conv2d(3, 4, 1), (1, 3, 4, 4))
+    convolution = next(editor.calls())
+
+    def add(*values: float, dtype: torch.dtype = torch.float32) -> object:
+        return editor.add_constant(torch.tensor(values, dtype=dtype), "g", origin=convolution)
+
+    assert add(1, 2) is add(1, 2)
+    assert add(1, 2) is not add(2, 1)
+    assert add(1, 2) is not add(1, 2, dtype=torch.float64)
+    assert add(float("nan")) is not add(float("nan"))
 
 
 def test_a_program_without_parameters_can_get_some() -> None:

@@ -30,7 +30,7 @@ def test_every_rule_runs_somewhere_and_is_described() -> None:
         assert rule.budget >= 0
         doc = sys.modules[rule.match.__module__].__doc__
         assert doc is not None
-        assert "before " in doc and "after " in doc and "xact" in doc, name
+        assert all(word in doc for word in ("before ", "after ", "xact")), name
 
 
 def test_defaults_exist() -> None:

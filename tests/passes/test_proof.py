@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from support.rewriting import apply, inputs, lively
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -21,6 +20,7 @@ from mobilec.passes.rewrite import rewrite
 from mobilec.passes.rule import EXACT, Match, Rule
 from mobilec.passes.rules import fold_batch_norm
 from mobilec.passes.rules.table import RULES
+from support.rewriting import apply, inputs, lively
 
 _aten = torch.ops.aten
 
@@ -100,7 +100,7 @@ def test_without_proof_nothing_is_claimed() -> None:
     assert result.evidence[0].gap is None
 
 
-def replace_relu(build) -> Rule:  # noqa: ANN001
+def replace_relu(build) -> Rule:
     """A rule that claims to be exact and puts ``build(editor, relu's input, relu)`` for the captured relu."""
     return Rule(
         name="planted",
@@ -123,7 +123,7 @@ def replace_relu(build) -> Rule:  # noqa: ANN001
         ),
     }.items(),
 )
-def test_a_rule_that_claims_to_be_exact_is_held_to_it(name: str, build) -> None:  # noqa: ANN001
+def test_a_rule_that_claims_to_be_exact_is_held_to_it(name: str, build) -> None:
     with pytest.raises(RewriteError, match="rule planted changed relu"):
         apply(nn.ReLU(), (torch.randn(1, 3, 8, 8),), replace_relu(build))
 

@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 import torch
-from support.rewriting import apply, inputs, lively
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -19,11 +18,12 @@ from mobilec.passes.pipelines import pipeline
 from mobilec.passes.rewrite import rewrite
 from mobilec.passes.rule import EXACT, FOLDED_FLOAT32, Match, Refused, Rule
 from mobilec.passes.rules.table import RULES
+from support.rewriting import apply, inputs, lively
 
 _aten = torch.ops.aten
 
 
-def rule(match, rewrite, *, anchors=(_aten.relu.default,), name="planted") -> Rule:  # noqa: ANN001
+def rule(match, rewrite, *, anchors=(_aten.relu.default,), name="planted") -> Rule:
     return Rule(name, "", anchors, match, rewrite, EXACT)
 
 
@@ -230,7 +230,7 @@ def work(blocks: int) -> tuple[Counter[str], int]:
     rules = [counted(rule, calls) for rule in RULES.values()]
     total = 0
 
-    def count(frame, event: str, argument) -> None:  # noqa: ANN001
+    def count(frame, event: str, argument) -> None:
         nonlocal total
         total += event == "call"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilec.passes.pipelines import pipeline
+from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -274,4 +274,5 @@ def test_keeps_a_strangers_numbers(name: str, dynamic: bool) -> None:
     first, last = outcome.evidence[0].before, outcome.evidence[-1].after
     assert last.ops <= first.ops
     assert last.macs <= first.macs
-    assert last.parameters <= first.parameters or name == "parametrised"
+    # folding into a weight that stays in use elsewhere costs a second one
+    assert last.parameters <= first.parameters or name in ("parametrised", "shared everything")

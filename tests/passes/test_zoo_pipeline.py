@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.reference import load_reference, reference_input
-from support.rewriting import gap, ops
-from support.zoo import build_golden
 
 from mobilec.passes.capture import capture, input_specs, output_specs
 from mobilec.passes.cost import measure
 from mobilec.passes.pipelines import pipeline
 from mobilec.passes.rewrite import rewrite
+from support.reference import load_reference, reference_input
+from support.rewriting import gap, ops
+from support.zoo import build_golden
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,7 @@ def apply(
     result = rewrite(program, chosen, proof=proof)
     run = result.program.module()
     with torch.no_grad():
-        worst = max(
-            gap(module(*_fresh(values)), run(*_fresh(values))) for values in ((example,) if not check else check)
-        )
+        worst = max(gap(module(*_fresh(values)), run(*_fresh(values))) for values in (check or (example,)))
     return Outcome(program, result.program, result.evidence, worst)
 
 

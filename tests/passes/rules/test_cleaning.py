@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.rewriting import apply, inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from support.rewriting import apply, inputs
 
 NO_OPS, DEAD, DUPLICATES = "remove_no_ops", "remove_dead_code", "merge_duplicates"
 

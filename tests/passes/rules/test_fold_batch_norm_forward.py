@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 from torch import nn
+
+from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 
 RULE = "fold_batch_norm_forward"
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 
 RULE = "remove_in_place"
 

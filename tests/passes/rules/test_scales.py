@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 from torch import Tensor, nn
+
+from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 
 AFTER, BEFORE = "fold_layer_scale", "fold_input_scale"
 Function = Callable[[Tensor, Tensor], Tensor]
