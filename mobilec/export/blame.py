@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 # How the converters name what they could not translate: torch.onnx a node, coremltools an op's or a node's name.
 _COMPLAINTS = (
-    re.compile(r"[Ee]rror when translating node %(?P<node>\w+)"),
+    re.compile(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.]+)'"),
+    re.compile(r"[Ee]rror when translating node %(?P<node>\w+)(?:.*?\[target=torch\.ops\.(?P<op>[\w.]+)\])?"),
     re.compile(r"Unsupported fx node (?P<node>\w+), kind (?P<op>[\w.]+)"),
     re.compile(r"convert function for op '(?P<op>[\w.]+)' not implemented"),
     re.compile(r"converting '(?P<op>[\w.]+)' op \(located at: '(?P<node>[\w/.]+)'\)"),
-    re.compile(r"No ONNX function found for <OpOverload\(op='(?:\w+\.)?(?P<op>\w+)'"),
 )
 
 
@@ -29,40 +29,46 @@ def conversion_error(converter: str, program: ExportedProgram, error: Exception,
     """
     chain = _chain(error)
     detail = "\n\n".join([f"{type(link).__name__}: {link}" for link in chain] + ([log] if log.strip() else []))
+    named: dict[str, str] = {}
     for text in [*map(str, chain), log]:
         for complaint in _COMPLAINTS:
-            found = complaint.search(text)
-            if not found:
-                continue
-            groups = found.groupdict()
-            node = find_node(program, groups.get("node") or "", groups.get("op") or "")
-            op = op_name(node) if node is not None else groups.get("op") or groups.get("node")
-            where = module_path(node) if node is not None else ""
-            place = f" in {where}" if where else ""
-            return ExportError(
-                f"{converter} cannot translate {op}{place}: {_reason(chain)}",
-                hint="write that part of the model with other operations, or choose another backend",
-                detail=detail,
-            )
-    return ExportError(f"{converter} failed: {_reason(chain)}", detail=detail)
+            if found := complaint.search(text):
+                named = {key: word for key, word in found.groupdict().items() if word} | named
+    if not named:
+        return ExportError(f"{converter} failed: {_reason(chain)}", detail=detail)
+    node = find_node(program, named.get("node", ""), named.get("op", ""))
+    what = op_name(node) if node is not None else named.get("op") or named.get("node")
+    where = module_path(node) if node is not None else ""
+    place = f" in {where}" if where else ""
+    return ExportError(
+        f"{converter} cannot translate {what}{place}: {_reason(chain)}",
+        hint="write that part of the model with other operations, or choose another backend",
+        detail=detail,
+    )
 
 
 def find_node(program: ExportedProgram, name: str, op: str) -> Node | None:
-    """The call node of that name, else the first whose op is called so (decompositions rename nodes)."""
+    """The call node that a converter means by a node's name, an op's name, or both; None where that is not clear.
+
+    Decompositions give nodes new names, so that a name alone may mean another node than it did.
+    """
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    wanted = _base(op)
     for node in calls:
-        if node.name == name:
+        if node.name == name and (not wanted or wanted in _base(op_name(node)) or _base(op_name(node)) in wanted):
             return node
-    stem = re.sub(r"_\d+$", "", name)
-    wanted = {text for text in (op.split(".")[0], op.split(".")[-1], stem) if text}
-    for node in calls:
-        base = op_name(node).split(".")
-        if wanted & {base[-2] if len(base) > 1 else base[0], node.name}:
-            return node
-    for node in calls:
-        if stem and stem in op_name(node):
-            return node
-    return None
+    stems = {stem for stem in (wanted, re.sub(r"_\d+$", "", name)) if stem}
+    exact = [node for node in calls if _base(op_name(node)) in stems]
+    if exact:
+        return exact[0]
+    near = [node for node in calls if any(_base(op_name(node)).endswith(f"_{stem}") for stem in stems)]
+    return near[0] if near else None
+
+
+def _base(op: str) -> str:
+    """``aten.conv2d.default``, ``aten.conv2d`` and ``conv2d`` are all ``conv2d``."""
+    parts = op.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
 
 
 def op_name(node: Node) -> str:

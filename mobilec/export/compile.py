@@ -19,6 +19,7 @@ from mobilec.export.manifest_io import manifest_to_json
 from mobilec.export.plan import Plan, make_plan
 from mobilec.export.request import WriteRequest, Written
 from mobilec.export.writers import Writer, find_writer
+from mobilec.mobile.fingerprint import provenance_of
 from mobilec.mobile.preprocessing import Preprocessing
 from mobilec.mobile.provenance import Provenance, Weights
 
@@ -166,10 +167,8 @@ def _resolve(
             "checkpoint, num_classes, replace_head and pretrained are for models given by name",
             hint="load the weights into the module first",
         )
-    known = getattr(model, "provenance", None)
-    if isinstance(known, Provenance):
-        return model, known
-    return model, Provenance(type(model).__name__, "module", Weights(source="given"))
+    known = provenance_of(model)
+    return model, known or Provenance(type(model).__name__, "module", Weights(source="given"))
 
 
 def _interface(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mobilec.errors import BackendError, BackendUnavailable
+from mobilec.export.to_onnx import MODULE_KEY
 from mobilec.latency.samples import OpTable, OpTime
 
 _WARMUP = 3  # first runs, left out: allocation and cold caches
-_NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # torch.onnx leaves the module path of every node here
 
 
 def profile_ops(
@@ -134,21 +133,7 @@ def read_scopes(model: Path) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for node in onnx.load(str(model), load_external_data=False).graph.node:
-        recorded = next((entry.value for entry in node.metadata_props if entry.key == _NAME_SCOPES), "")
-        if scope := innermost_module(recorded):
+        scope = next((entry.value for entry in node.metadata_props if entry.key == MODULE_KEY), "")
+        if scope:
             found |= dict.fromkeys([node.name, *node.output], scope)
     return found
-
-
-def innermost_module(recorded: str) -> str:
-    """The module path in what torch.onnx records; empty if malformed.
-
-    ``"['', 'stages', 'stages.0', 'conv2d']"`` -> ``stages.0``: the last entry is the op itself.
-    """
-    try:
-        scopes = ast.literal_eval(recorded)
-    except (SyntaxError, ValueError):
-        return ""
-    if not isinstance(scopes, list) or len(scopes) < 2 or not all(isinstance(scope, str) for scope in scopes):
-        return ""
-    return str(scopes[-2])

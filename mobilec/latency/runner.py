@@ -57,7 +57,7 @@ class Runner:
         self._rounds: list[int] = []
         self._launch_of_run: list[int] = []
         self._ops: OpTable | None = None
-        self._ops_note = "not asked for"
+        self._ops_note = ""
 
     def load(self, timeout_secs: float) -> None:
         """Start a measuring process and open the artefact in it."""

@@ -70,8 +70,8 @@ class Comparison:
 
     Attributes:
         baseline / candidate: labels of the artefacts.
-        ratio: the candidate's latency over the baseline's, typical of a round; below 1 the candidate is the faster.
-            It comes from paired rounds, so it may differ a little from the quotient of the two medians.
+        ratio: the candidate's latency over the baseline's; below 1 the candidate is the faster. It is the (geometric)
+            mean over launches of the ratio of medians, so it may differ a little from the quotient of the two medians.
         interval: bootstrap interval of ``ratio``, made wide enough to hold the launches' differences; None where
             there were too few rounds for one.
         verdict: on the candidate; ``no difference seen`` when the interval holds 1 or there is none.
@@ -155,7 +155,7 @@ class ArtifactProfile:
         inputs: the shapes that were fed; dynamic axes at 1.
         load_ms / first_run_ms: medians over the launches.
         baseline_rss_bytes / peak_rss_bytes: of the launch with the highest peak.
-        ops: per-op table, None where ``ops_note`` says why.
+        ops: per-op table; None where it was not asked for or ``ops_note`` says why not.
     """
 
     label: str

@@ -3,12 +3,14 @@
 Latencies are skewed, have wild outliers, drift with the machine, and differ from one process of a model to the next.
 Nothing here assumes a distribution of single runs:
 
-- Two artefacts are compared within rounds, where both met the same machine: drift cancels. The ratio is the mean over
-  launches of a trimmed mean of the rounds' log ratios, which up to a fifth of spoilt rounds on either side hardly move.
-- The bootstrap resamples whole *rounds* within their launch, never single runs: runs of one round share the machine's
-  state of that moment. Where neighbouring rounds still resemble each other (rank autocorrelation), it resamples
-  stretches of consecutive rounds, wrapped around at the end (circular block bootstrap, Politis and Romano 1992), as
-  long as Carlstein (1986) advises for a first-order autoregression.
+- Two artefacts are compared by the medians of their runs within each launch, from rounds in which both had a turn;
+  the logarithms of these ratios are averaged. On a busy machine a median over the runs holds where medians of single
+  rounds do not: there, most runs of a round may be spoilt.
+- The bootstrap resamples whole *rounds* within their launch, the same ones for both artefacts, never single runs: runs
+  of one round share the machine's state of that moment, and what slows both cancels. Where neighbouring rounds still
+  resemble each other (rank autocorrelation), it resamples stretches of consecutive rounds, wrapped around at the end
+  (circular block bootstrap, Politis and Romano 1992), as long as Carlstein (1986) advises for a first-order
+  autoregression.
 - Percentile intervals of few rounds are too narrow; they are widened by Student's factor ("expanded percentile
   interval", Hesterberg, The American Statistician 69, 2015).
 - Rounds cannot see what lasts as long as a process (Kalibera and Jones, "Rigorous benchmarking in reasonable time",
@@ -19,6 +21,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,8 +34,9 @@ RESAMPLES = 2000
 MIN_ROUNDS = (
     6  # with fewer, even the widest interval a median can have (min to max) holds it less than 95 % of the time
 )
-TRIM = 0.2  # part of the rounds cut off at each end before averaging
 _CHUNK = 4_000_000  # numbers held at once while resampling
+
+T = TypeVar("T")
 
 
 def summarise(samples: Samples, *, confidence: float = CONFIDENCE, seed: int = 0) -> LatencyStats:
@@ -78,15 +83,15 @@ def compare(
     common = [key for key in first if key in second]
     if not common:
         raise UsageError(f"{baseline_label} and {candidate_label} have no round in common, so they cannot be compared")
-    log_ratios = np.array([math.log(np.median(second[key]) / np.median(first[key])) for key in common])
     sizes = _launch_sizes(common)
-    by_launch = [float(_trimmed_mean(part[None, :])[0]) for part in _split(log_ratios, sizes)]
+    pairs = [([first[key] for key in part], [second[key] for key in part]) for part in _parts(common, sizes)]
+    by_launch = [math.log(_median(theirs) / _median(ours)) for ours, theirs in pairs]
     ratio = math.exp(np.mean(by_launch))
     interval = None
     verdict: Verdict = "no difference seen"
     note = f"{len(common)} rounds are too few to tell; at least {MIN_ROUNDS} are needed"
     if len(common) >= MIN_ROUNDS:
-        low, high = _hull(_ratio_interval(log_ratios, sizes, confidence, seed), by_launch, math.log(ratio), confidence)
+        low, high = _hull(_ratio_interval(pairs, confidence, seed), by_launch, confidence)
         interval = Interval(math.exp(low), math.exp(high), confidence)
         verdict = "faster" if interval.high < 1 else "slower" if interval.low > 1 else verdict
         note = "one process each, so what differs between processes is not in the interval" if len(sizes) == 1 else ""
@@ -118,18 +123,14 @@ def _launch_sizes(keys: list[tuple[int, int]]) -> list[int]:
     return [launches.count(launch) for launch in dict.fromkeys(launches)]
 
 
-def _split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
-    """One part a launch, along the last axis."""
-    return np.split(values, np.cumsum(sizes)[:-1], axis=-1)
+def _parts(values: Sequence[T], sizes: list[int]) -> list[Sequence[T]]:
+    """One part a launch."""
+    bounds = np.cumsum([0, *sizes])
+    return [values[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _trimmed_mean(values: np.ndarray) -> np.ndarray:
-    """``[R, n]`` -> ``[R]``: the mean of the middle 60 %."""
-    count = values.shape[1]
-    cut = int(TRIM * count)
-    if cut:
-        values = np.partition(values, (cut, count - cut - 1), axis=1)[:, cut : count - cut]
-    return values.mean(axis=1)
+def _median(rounds: Sequence[np.ndarray]) -> float:
+    return float(np.median(np.concatenate(rounds)))
 
 
 def _block_length(values: np.ndarray, sizes: list[int]) -> int:
@@ -141,12 +142,13 @@ def _block_length(values: np.ndarray, sizes: list[int]) -> int:
     from scipy.stats import rankdata
 
     count = values.size
-    centred = np.concatenate([part - np.median(part) for part in _split(values, sizes)])
+    bounds = np.cumsum(sizes)[:-1]
+    centred = np.concatenate([part - np.median(part) for part in np.split(values, bounds)])
     ranks = rankdata(centred) - (count + 1) / 2
     energy = float((ranks**2).sum())
     if count < 2 * MIN_ROUNDS or energy == 0:
         return 1
-    products = sum(float((part[1:] * part[:-1]).sum()) for part in _split(ranks, sizes))
+    products = sum(float((part[1:] * part[:-1]).sum()) for part in np.split(ranks, bounds))
     correlation = products / energy
     if correlation < 1.645 / math.sqrt(count):
         return 1
@@ -155,16 +157,28 @@ def _block_length(values: np.ndarray, sizes: list[int]) -> int:
     return max(1, min(math.ceil(ideal), count // MIN_ROUNDS))
 
 
-def _resampled_rounds(sizes: list[int], block: int, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """``[resamples, rounds]`` indices, drawn with replacement in circular blocks within each launch."""
-    parts, offset = [], 0
-    for size in sizes:
-        pieces = -(-size // block)
-        starts = generator.integers(0, size, (resamples, pieces))
-        indices = (starts[:, :, None] + np.arange(block)) % size  # [resamples, pieces, block]
-        parts.append(offset + indices.reshape(resamples, pieces * block)[:, :size])
-        offset += size
-    return np.concatenate(parts, axis=1)
+def _draws(count: int, block: int, generator: np.random.Generator, resamples: int) -> np.ndarray:
+    """``[resamples, count]``: how often each of a launch's rounds is drawn, with replacement in circular blocks."""
+    pieces = -(-count // block)
+    starts = generator.integers(0, count, (resamples, pieces))
+    indices = (starts[:, :, None] + np.arange(block)) % count  # [resamples, pieces, block]
+    flat = indices.reshape(resamples, pieces * block)[:, :count] + np.arange(resamples)[:, None] * count
+    return np.bincount(flat.ravel(), minlength=resamples * count).reshape(resamples, count)
+
+
+def _drawn_medians(rounds: Sequence[np.ndarray], draws: np.ndarray) -> np.ndarray:
+    """``[resamples]``: the median over all runs, each round taken as often as ``draws [resamples, rounds]`` says."""
+    latencies = np.concatenate(rounds)
+    order = np.argsort(latencies, kind="stable")
+    ascending, owner = latencies[order], np.repeat(np.arange(len(rounds)), [part.size for part in rounds])[order]
+    step = max(1, _CHUNK // latencies.size)
+    found = []
+    for done in range(0, len(draws), step):
+        below = np.cumsum(draws[done : done + step, owner], axis=1)  # drawn runs at or below each latency
+        half = below[:, -1:] / 2
+        lower, upper = (below >= half).argmax(axis=1), (below > half).argmax(axis=1)
+        found.append((ascending[lower] + ascending[upper]) / 2)
+    return np.concatenate(found)
 
 
 def _tails(independent: float, launches: int, confidence: float) -> tuple[float, float]:
@@ -176,56 +190,46 @@ def _tails(independent: float, launches: int, confidence: float) -> tuple[float,
     return low, 1 - low
 
 
-def _ratio_interval(log_ratios: np.ndarray, sizes: list[int], confidence: float, seed: int) -> tuple[float, float]:
-    """Bootstrap interval of the mean over launches of the trimmed mean of rounds."""
-    count, block = log_ratios.size, _block_length(log_ratios, sizes)
+def _ratio_interval(
+    pairs: Sequence[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]], confidence: float, seed: int
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean over launches of the log ratio of medians. ``pairs``: both sides' rounds."""
+    sizes = [len(ours) for ours, _ in pairs]
+    by_round = [math.log(np.median(b) / np.median(a)) for pair in pairs for a, b in zip(*pair, strict=True)]
+    block = _block_length(np.array(by_round), sizes)
     generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // count)
-    found = []
-    for done in range(0, RESAMPLES, step):
-        drawn = log_ratios[_resampled_rounds(sizes, block, generator, min(step, RESAMPLES - done))]
-        found.append(np.mean([_trimmed_mean(part) for part in _split(drawn, sizes)], axis=0))
-    low, high = np.quantile(np.concatenate(found), _tails(count / block, len(sizes), confidence))
+    found = np.zeros(RESAMPLES)
+    for ours, theirs in pairs:
+        draws = _draws(len(ours), block, generator, RESAMPLES)
+        found += np.log(_drawn_medians(theirs, draws) / _drawn_medians(ours, draws))
+    low, high = np.quantile(found / len(pairs), _tails(len(by_round) / block, len(pairs), confidence))
     return float(low), float(high)
 
 
 def _median_interval(rounds: dict[tuple[int, int], np.ndarray], confidence: float, seed: int) -> Interval | None:
     """Interval of the median over all runs; rounds may differ in length."""
-    count = len(rounds)
-    if count < MIN_ROUNDS:
+    if len(rounds) < MIN_ROUNDS:
         return None
     parts = list(rounds.values())
     sizes = _launch_sizes(list(rounds))
     block = _block_length(np.array([np.median(part) for part in parts]), sizes)
-    latencies = np.concatenate(parts)
-    order = np.argsort(latencies, kind="stable")
-    ascending, owner = latencies[order], np.repeat(np.arange(count), [part.size for part in parts])[order]
     generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // latencies.size)
-    found = []
-    for done in range(0, RESAMPLES, step):
-        drawn = _resampled_rounds(sizes, block, generator, min(step, RESAMPLES - done))
-        # How often each round was drawn, then how many drawn runs lie at or below each latency.
-        flat = (drawn + np.arange(len(drawn))[:, None] * count).ravel()
-        times = np.bincount(flat, minlength=len(drawn) * count).reshape(len(drawn), count)
-        below = np.cumsum(times[:, owner], axis=1)  # [resamples, runs]
-        half = below[:, -1:] / 2
-        lower, upper = (below >= half).argmax(axis=1), (below > half).argmax(axis=1)
-        found.append((ascending[lower] + ascending[upper]) / 2)
-    low, high = np.quantile(np.concatenate(found), _tails(count / block, len(sizes), confidence))
+    draws = np.concatenate([_draws(size, block, generator, RESAMPLES) for size in sizes], axis=1)
+    logs = np.log(_drawn_medians(parts, draws))
+    low, high = np.quantile(logs, _tails(len(parts) / block, len(sizes), confidence))
     # Differences between launches are relative, so they are held together on a log scale.
-    starts = np.cumsum([0, *sizes])
-    by_launch = [math.log(np.median(np.concatenate(parts[a:b]))) for a, b in itertools.pairwise(starts)]
-    low, high = _hull((math.log(low), math.log(high)), by_launch, math.log(np.median(latencies)), confidence)
+    by_launch = [math.log(_median(part)) for part in _parts(parts, sizes)]
+    low, high = _hull((float(low), float(high)), by_launch, confidence)
     return Interval(math.exp(low), math.exp(high), confidence)
 
 
-def _hull(within: tuple[float, float], by_launch: list[float], centre: float, confidence: float) -> tuple[float, float]:
-    """``within`` widened to hold Student's interval around ``centre`` over the launches, where there are several."""
+def _hull(within: tuple[float, float], by_launch: list[float], confidence: float) -> tuple[float, float]:
+    """``within`` widened to hold Student's interval of the mean over launches, where there are several."""
     from scipy.stats import t
 
     count = len(by_launch)
     if count == 1:
         return within
+    centre = float(np.mean(by_launch))
     half = float(t.ppf((1 + confidence) / 2, count - 1)) * float(np.std(by_launch, ddof=1)) / math.sqrt(count)
     return min(within[0], centre - half), max(within[1], centre + half)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mobilec.errors import ModelError, UsageError
 from mobilec.mobile.checkpoint import compare, load_checkpoint
+from mobilec.mobile.fingerprint import attach
 from mobilec.mobile.initialise import draw_weights
 from mobilec.mobile.provenance import Provenance, Weights
 from mobilec.mobile.text import first_line
@@ -66,7 +67,7 @@ def create_model(
         output_names=_feature_names(model) if features_only else ("logits",),
         config={**variant.config, "num_classes": num_classes, "features_only": features_only},
     )
-    model.__dict__["provenance"] = provenance
+    attach(model, provenance)
     return model
 
 

@@ -53,6 +53,7 @@ class Provenance:
         preprocessing: how an image becomes its input.
         output_names: names for the flat outputs in order; empty where unknown.
         config: the numbers of the variant, for the manifest.
+        fingerprint: of the weights when this was written (see ``mobilec.mobile.fingerprint``), None where not taken.
     """
 
     model: str
@@ -62,3 +63,4 @@ class Provenance:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     output_names: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
+    fingerprint: int | None = None

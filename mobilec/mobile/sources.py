@@ -11,6 +11,7 @@ from torch import nn
 from mobilec.errors import UsageError
 from mobilec.mobile.checkpoint import load_checkpoint
 from mobilec.mobile.create import check_count, create_model
+from mobilec.mobile.fingerprint import attach, provenance_of
 from mobilec.mobile.provenance import Provenance, Weights
 from mobilec.mobile.timm_source import timm_model
 from mobilec.mobile.user_file import call_from_file
@@ -80,10 +81,9 @@ def _file_model(
 ) -> nn.Module:
     model = call_from_file(path, name, num_classes=num_classes, seed=seed)
     # A callable may hand on a zoo model: what is known of that one stays known, randomness included.
-    known = getattr(model, "provenance", None)
-    facts = known if isinstance(known, Provenance) else Provenance(spec, "file", Weights(source="given"))
+    facts = provenance_of(model) or Provenance(spec, "file", Weights(source="given"))
     weights = facts.weights
     if checkpoint is not None:
         weights = load_checkpoint(model, checkpoint, replace_head=replace_head, seed=seed)
-    model.__dict__["provenance"] = replace(facts, model=spec, origin="file", weights=weights)
+    attach(model, replace(facts, model=spec, origin="file", weights=weights))
     return model.eval()

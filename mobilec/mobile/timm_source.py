@@ -13,6 +13,7 @@ from torch import nn
 
 from mobilec.errors import ModelError, UsageError
 from mobilec.mobile.checkpoint import load_checkpoint
+from mobilec.mobile.fingerprint import attach
 from mobilec.mobile.initialise import draw_weights
 from mobilec.mobile.preprocessing import INTERPOLATIONS, Preprocessing
 from mobilec.mobile.provenance import Provenance, Weights
@@ -63,7 +64,7 @@ def timm_model(
     else:
         draw_weights(model, seed=seed, resolution=resolution)
         weights = Weights(source="random", seed=seed)
-    model.__dict__["provenance"] = Provenance(
+    facts = Provenance(
         model=spec,
         origin="timm",
         weights=weights,
@@ -77,6 +78,7 @@ def timm_model(
             "crop_mode": config.get("crop_mode", "center"),
         },
     )
+    attach(model, facts)
     return model.eval()
 
 

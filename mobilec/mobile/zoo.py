@@ -124,7 +124,7 @@ _SHVIT = Family(
             parameters=6_330_808,
             macs=241_320_768,
             config={"channels": (128, 224, 320), "depths": (2, 4, 5), "partials": (32, 48, 68)},
-            published="72.8 % top-1, 241 M MACs",
+            published="72.8 % top-1",
         ),
         Variant(
             name="shvit_s2",
@@ -132,7 +132,7 @@ _SHVIT = Family(
             parameters=11_483_072,
             macs=365_394_896,
             config={"channels": (128, 308, 448), "depths": (2, 4, 5), "partials": (32, 66, 96)},
-            published="75.2 % top-1, 366 M MACs",
+            published="75.2 % top-1",
         ),
         Variant(
             name="shvit_s3",
@@ -140,7 +140,7 @@ _SHVIT = Family(
             parameters=14_245_273,
             macs=600_570_164,
             config={"channels": (192, 352, 448), "depths": (3, 5, 5), "partials": (48, 75, 96)},
-            published="77.4 % top-1, 601 M MACs",
+            published="77.4 % top-1",
         ),
         Variant(
             name="shvit_s4",
@@ -148,7 +148,7 @@ _SHVIT = Family(
             parameters=16_588_484,
             macs=986_216_960,
             config={"channels": (224, 336, 448), "depths": (4, 7, 6), "partials": (48, 72, 96)},
-            published="79.4 % top-1, 986 M MACs, 1.6 ms (iPhone 12)",
+            published="79.4 % top-1, 1.6 ms (iPhone 12)",
         ),
     ),
 )
@@ -166,7 +166,7 @@ _ECA_MOBILENETV2 = Family(
             parameters=3_504_903,
             macs=300_777_952,
             config={},
-            published="72.56 % top-1, 320 M MACs",
+            published="72.56 % top-1",
         ),
     ),
 )
@@ -220,7 +220,7 @@ _GHOSTNETV2 = Family(
     module="mobilec.mobile.ghostnetv2",
     class_name="GhostNetV2",
     variants=(
-        Variant("ghostnetv2_100", 224, 6_156_908, 167_048_288, {"width": 1.0}, "75.3 % top-1, 167 M MACs"),
+        Variant("ghostnetv2_100", 224, 6_156_908, 167_048_288, {"width": 1.0}, "75.3 % top-1"),
         Variant("ghostnetv2_130", 224, 8_960_404, 269_322_976, {"width": 1.3}),
         Variant("ghostnetv2_160", 224, 12_392_698, 398_607_224, {"width": 1.6}),
     ),
@@ -241,7 +241,7 @@ _CARE = Family(
             parameters=7_340_000,
             macs=717_796_096,
             config={**_CARE_FEATURES, "depths": (2, 4, 8, 4), "ratios": ((2, 2), (2, 4), (4, 4), (4, 4))},
-            published="78.4 % top-1, 0.7 G MACs, 1.1 ms (iPhone 13)",
+            published="78.4 % top-1, 1.1 ms (iPhone 13)",
         ),
         Variant(
             name="care_s1",
@@ -249,7 +249,7 @@ _CARE = Family(
             parameters=9_602_424,
             macs=1_028_617_600,
             config={**_CARE_FEATURES, "depths": (3, 6, 10, 6), "ratios": ((2, 4), (2, 4), (4, 4), (4, 4))},
-            published="80.1 % top-1, 1.0 G MACs, 1.4 ms (iPhone 13)",
+            published="80.1 % top-1, 1.4 ms (iPhone 13)",
         ),
         Variant(
             name="care_s2",
@@ -262,7 +262,7 @@ _CARE = Family(
                 "depths": (3, 6, 10, 6),
                 "ratios": ((4, 4), (4, 4), (4, 4), (4, 4)),
             },
-            published="82.1 % top-1, 1.9 G MACs, 2.0 ms (iPhone 13)",
+            published="82.1 % top-1, 2.0 ms (iPhone 13)",
         ),
     ),
 )
@@ -306,9 +306,9 @@ _EMOV2 = Family(
     module="mobilec.mobile.emov2",
     class_name="EMOv2",
     variants=(
-        Variant("emov2_1m", 224, 1_460_844, 279_936_484, {**_EMOV2_1M, "window": 7}, "72.3 % top-1, 285 M MACs"),
-        Variant("emov2_2m", 224, 2_384_312, 480_811_600, {**_EMOV2_2M, "window": 7}, "75.8 % top-1, 487 M MACs"),
-        Variant("emov2_5m", 224, 5_126_440, 1_025_113_984, {**_EMOV2_5M, "window": 7}, "79.4 % top-1, 1035 M MACs"),
+        Variant("emov2_1m", 224, 1_460_844, 279_936_484, {**_EMOV2_1M, "window": 7}, "72.3 % top-1"),
+        Variant("emov2_2m", 224, 2_384_312, 480_811_600, {**_EMOV2_2M, "window": 7}, "75.8 % top-1"),
+        Variant("emov2_5m", 224, 5_126_440, 1_025_113_984, {**_EMOV2_5M, "window": 7}, "79.4 % top-1"),
         Variant("emov2_20m", 224, 20_195_208, 3_997_004_032, {**_EMOV2_20M, "window": 7}),
         Variant("emov2_50m", 224, 49_815_560, 8_767_262_720, {**_EMOV2_50M, "window": 7}),
         Variant("emov2_1m_256", 256, 1_460_844, 385_889_824, {**_EMOV2_1M, "window": 8}),

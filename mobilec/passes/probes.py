@@ -58,6 +58,8 @@ def probe(kind: str, name: str, like: Any, example: Any = None) -> Any:
         like: a tensor (its values are not read; dynamic axes take their example size) or a number.
         example: the captured example, whose integers are used: only they are sure to be valid indices.
     """
+    if isinstance(like, torch.SymInt):
+        return _size(like)
     if not isinstance(like, Tensor):
         return example if example is not None else like
     shape = tuple(_size(size) for size in like.shape)

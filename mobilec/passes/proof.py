@@ -33,7 +33,7 @@ from mobilec.passes.probes import KINDS, probe
 from mobilec.passes.provenance import module_path, op_name
 from mobilec.passes.rule import Rule
 
-_SKIP = "skip the rule (--skip-rule {name}) and report the model, or export without proof at your own risk"
+_SKIP = "skip the rule (--skip-rule {name}) and report the model"
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one proof run does, in order: ``("run", key, step)``, ``("compare", place)`` and what to drop after each."""
+    """What one proof run does.
+
+    Attributes:
+        actions: in order, ``("run", key, step)`` and ``("compare", place)``.
+        drops: the values that nobody needs after each action.
+        places: all comparisons.
+        added: keys of the steps that the old program does not have.
+    """
 
     actions: tuple[tuple[Any, ...], ...]
     drops: tuple[tuple[Any, ...], ...]
     places: tuple[Place, ...]
+    added: frozenset[Any]
 
 
 @dataclass
@@ -182,7 +190,8 @@ def plan(before: Sequence[Step], after: Sequence[Step], replaced: Mapping[Node, 
     drops: list[list[Any]] = [[] for _ in actions]
     for key, position in last.items():
         drops[position].append(key)
-    return Plan(tuple(actions), tuple(tuple(keys) for keys in drops), tuple(places))
+    added = frozenset(key for key, _ in extras)
+    return Plan(tuple(actions), tuple(tuple(keys) for keys in drops), tuple(places), added)
 
 
 def _end(node: Node, replaced: Mapping[Node, Node]) -> Node:
@@ -267,14 +276,14 @@ class Prover:
                     _compare(action[1], values, verdict)
                 else:
                     _, key, step = action
-                    values[key] = given[key] if key in given else self._value(key, step, values, rule)
+                    values[key] = given[key] if key in given else self._value(key, step, values, rule, todo)
                     if step.node.op == "output" and key is step.node:
                         outputs = [_fresh(value) for value in torch.utils._pytree.tree_leaves(values[key])]
                 for key in drop:
                     values.pop(key, None)
         return outputs
 
-    def _value(self, key: Any, step: Step, values: Mapping[Any, Any], rule: Rule) -> Any:
+    def _value(self, key: Any, step: Step, values: Mapping[Any, Any], rule: Rule, todo: Plan) -> Any:
         node = step.node
         try:
             if isinstance(key, tuple) and written_by(node):
@@ -282,9 +291,14 @@ class Prover:
             return apply(self._editor.root, step, values)
         except Exception as error:
             cause = str(error).strip().split("\n")[0]
+            place = f"{op_name(node)} ({node.name}) in {_where(node)}"
+            if key in todo.added:
+                raise RewriteError(
+                    f"the proof of rule {rule.name} cannot run {place}: {cause}", hint=_SKIP.format(name=rule.name)
+                ) from error
             raise RewriteError(
-                f"the proof of rule {rule.name} cannot run {op_name(node)} ({node.name}) in {_where(node)}: {cause}",
-                hint=_SKIP.format(name=rule.name),
+                f"the program does not run on the proof's inputs, at {place}: {cause}",
+                hint="if it takes only special inputs, export it without proof (--no-proof)",
             ) from error
 
     def _compare_outputs(self, kind: str, outputs: list[Any]) -> None:

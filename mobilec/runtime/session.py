@@ -24,7 +24,10 @@ class Session(Protocol):
     threads: int | None
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One inference. Raises UsageError for unknown, missing or misshapen feeds; never returns views of its own memory."""
+        """One inference; fresh arrays, never views of its own memory.
+
+        Raises UsageError for unknown, missing or misshapen feeds.
+        """
         ...
 
     def close(self) -> None: ...

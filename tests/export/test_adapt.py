@@ -122,3 +122,9 @@ def test_probabilities(small: nn.Module) -> None:
     found = append_softmax(program).module()(x)
     assert torch.allclose(found, torch.softmax(small(x), -1), atol=1e-6)
     assert torch.allclose(program.module()(x), small(x), atol=1e-6)
+
+
+def test_probabilities_are_not_softened_twice(small: nn.Module) -> None:
+    x = torch.randn(1, 3, 32, 32)
+    program = capture(nn.Sequential(small, nn.Softmax(dim=-1)), (x,))
+    assert torch.allclose(append_softmax(program).module()(x), torch.softmax(small(x), -1), atol=1e-6)

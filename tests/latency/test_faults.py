@@ -155,16 +155,34 @@ def test_no_descriptor_is_left_open(job: Jobs, settings: Settings) -> None:
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_the_trace_folder_goes_even_if_the_process_dies_in_it(
-    job: Jobs, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go during the test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_an_engine_without_a_profiler_leaves_a_note_and_no_folder(
+    job: Jobs, settings: Settings, temporary: Path
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    (tmp_path / "temp").mkdir()
-    # The fake engine has no profiler, which must leave a note and no folder.
     report = measure([job("a")], settings, per_op=True, timeout_secs=TIMEOUT_SECS)
     assert report.artifacts[0].ops is None
     assert report.artifacts[0].ops_note == "per-op times need ONNX Runtime; this artefact runs on fake"
-    assert list((tmp_path / "temp").iterdir()) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_process_that_dies_while_timing_ops_leaves_no_folder(
+    job: Jobs, settings: Settings, temporary: Path, pids: Callable[[], list[int]]
+) -> None:
+    def kill(stage: str, done: int, total: int | None) -> None:
+        if stage == "ops":
+            os.kill(pids()[-1], signal.SIGKILL)
+
+    with pytest.raises(BackendError, match="ended by SIGKILL while timing its ops"):
+        measure([job("a")], settings, per_op=True, timeout_secs=TIMEOUT_SECS, progress=kill)
+    assert list(temporary.iterdir()) == []
 
 
 PARENT = """

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from mobilec.errors import BackendError, BackendUnavailable
-from mobilec.latency.op_times import aggregate, innermost_module, profile_ops
+from mobilec.export.to_onnx import MODULE_KEY
+from mobilec.latency.op_times import aggregate, profile_ops, read_scopes
 
 
 def event(name: str, ts: int, dur: int, op: str = "") -> dict[str, Any]:
@@ -76,18 +78,10 @@ def test_an_engine_without_a_profiler_is_refused(tmp_path: Path) -> None:
         profile_ops(tmp_path, "coreml", {}, threads=1, runs=1, folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("recorded", "scope"),
-    [
-        ("['', 'stages', 'stages.0', 'conv2d']", "stages.0"),
-        ("['', 'add']", ""),
-        ("['add']", ""),
-        ("", ""),
-        ("[", ""),
-        ("{'a': 1}", ""),
-        ("[1, 2]", ""),
-        ("__import__('os')", ""),
-    ],
-)
-def test_the_module_path_is_the_last_but_one(recorded: str, scope: str) -> None:
-    assert innermost_module(recorded) == scope
+def test_module_paths_are_found_under_node_and_output_names(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["relu_1"], name="node_relu_1")
+    node.metadata_props.add(key=MODULE_KEY, value="stages.0.act")
+    bare = onnx.helper.make_node("Neg", ["relu_1"], ["y"], name="node_neg")
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node, bare], "g", value[:1], value[1:])), tmp_path / "m")
+    assert read_scopes(tmp_path / "m") == {"node_relu_1": "stages.0.act", "relu_1": "stages.0.act"}

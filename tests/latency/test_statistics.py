@@ -153,11 +153,25 @@ def test_drift_of_the_machine_cancels() -> None:
     rng = np.random.default_rng(9)
     clock = np.linspace(1, 2, 60)[:, None]  # everything takes twice as long in the end
     a, b = 10 * clock * noise("lognormal", 60, 2, rng), 10.2 * clock * noise("lognormal", 60, 2, rng)
-    found = compare(columns(a), columns(b))
+    found = compare(columns(a, launches=5), columns(b, launches=5))
     assert found.verdict == "slower"
     assert found.ratio == pytest.approx(1.02, abs=0.008)
     # The same numbers in an order that hides who met which machine: nothing can be seen.
-    assert compare(columns(a), columns(rng.permutation(b))).verdict == "no difference seen"
+    assert compare(columns(a, launches=5), columns(rng.permutation(b), launches=5)).verdict == "no difference seen"
+
+
+def test_a_busy_machine_widens_the_interval_and_leaves_the_ratio() -> None:
+    rng = np.random.default_rng(14)
+    quiet = [noise("lognormal", 50, 11, rng) * 10 for _ in range(2)]
+    # Two runs in five take six times as long: in many rounds that is the majority.
+    busy = [each * np.where(rng.random(each.shape) < 0.4, 6, 1) for each in quiet]
+    assert (np.median(busy[0], axis=1) > 20).sum() > 5
+    before, after = (compare(columns(a, launches=5), columns(b, launches=5)) for a, b in (quiet, busy))
+    assert after.ratio == pytest.approx(1, abs=0.02)
+    assert after.verdict == "no difference seen"
+    assert before.interval is not None
+    assert after.interval is not None
+    assert after.interval.high - after.interval.low > 1.5 * (before.interval.high - before.interval.low)
 
 
 def autoregressive(rounds: int, rng: np.random.Generator) -> np.ndarray:

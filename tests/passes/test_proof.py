@@ -156,6 +156,20 @@ def test_a_rule_that_fails_at_run_time_is_named() -> None:
         apply(nn.ReLU(), (torch.randn(4, 8),), replace_relu(build))
 
 
+def test_a_program_that_does_not_take_the_probes_says_so() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch._assert_async((x > 0).all(), "only positive pixels")
+            return self.layers(x)
+
+    with pytest.raises(RewriteError, match=r"does not run on the proof's inputs, at .*: .*positive.*--no-proof"):
+        apply(Picky(), (torch.rand(1, 3, 4, 4) + 1,), "fold_batch_norm")
+
+
 def test_dead_tensors_are_counted_as_unexercised() -> None:
     class Dead(nn.Module):
         def __init__(self) -> None:

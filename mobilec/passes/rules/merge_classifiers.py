@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_inputs
+from mobilec.passes.linear_layers import LINEAR, Layer, is_layer, layer_at, rebuild, scale_inputs
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten
@@ -107,7 +107,7 @@ def _summands(editor: Editor, node: Node) -> tuple[tuple[Node, ...], float] | No
 
 def _look_through_norm(editor: Editor, layer: Layer) -> Head | None:
     norm = layer.input
-    if norm.target != _LAYER_NORM or len(norm.users) > 1 or layer.arguments.keys() & {"stride"}:
+    if layer.node.target not in LINEAR or norm.target != _LAYER_NORM or len(norm.users) > 1:
         return None
     arguments = editor.arguments(norm)
     axes = tuple(arguments["normalized_shape"])
