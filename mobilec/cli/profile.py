@@ -24,7 +24,7 @@ STAGES = {"load": "loading", "warm up": "warming up", "measure": "timing runs", 
 
 
 @described(
-    sections={"Measuring": ("threads", "num_runs", "warmup_runs", "min_secs", "per_op"), "Result": ("save",)},
+    sections={"Measuring": ("threads", "num_runs", "warmup_runs", "min_secs", "launches", "timeout_secs", "per_op"), "Result": ("save",)},
     examples=(
         "mobilec profile shvit_s1-onnx",
         "mobilec profile shvit_s1-onnx care_s0-onnx       side by side, in turns",
@@ -46,6 +46,22 @@ STAGES = {"load": "loading", "warm up": "warming up", "measure": "timing runs", 
     metavar="S",
     help="Go on until the timed runs took so long.",
 )
+@click.option(
+    "--launches",
+    type=COUNT,
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Fresh processes for each artefact, which share the runs; two processes of one model differ by about 1 %.",
+)
+@click.option(
+    "--timeout-secs",
+    type=Number(float, 0),
+    default=300.0,
+    show_default=True,
+    metavar="S",
+    help="Give up on a process that is silent for so long.",
+)
 @click.option("--no-ops", "per_op", flag_value=False, default=True, help="Leave the per-operation table out.")
 @click.option("--save", type=FOLDER, metavar="FILE.json", help="Also write the result, every run included, to a file.")
 @common
@@ -57,12 +73,14 @@ def command(
     num_runs: int,
     warmup_runs: int,
     min_secs: float,
+    launches: int,
+    timeout_secs: float,
     per_op: bool,
     save: Path | None,
 ) -> None:
     """Time artefacts on this machine: latency with its spread and a 95 % interval, memory, and the slowest operations.
 
-    Each artefact runs in a process of its own. Several take turns, so that all meet the same machine, and are compared
+    Each artefact runs in processes of its own. Several take turns, so that all meet the same machine, and are compared
     with the first. --json and --save keep every single run.
     """
     if save is not None:
@@ -76,7 +94,9 @@ def command(
             num_runs=num_runs,
             warmup_runs=warmup_runs,
             min_secs=min_secs,
+            launches=launches,
             per_op=per_op,
+            timeout_secs=timeout_secs,
             progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
         )
     result = asdict(report)

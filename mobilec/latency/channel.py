@@ -110,7 +110,7 @@ class Worker:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     raise BackendError(
                         f"{self.label}: the measuring process gave no answer for {self._timeout_secs:g} s {stage}",
-                        hint="if the model is merely slow, allow it more (timeout_secs)",
+                        hint="if the model is merely slow, allow it more (--timeout-secs, timeout_secs=)",
                         detail=self._last_words(),
                     )
                 piece = os.read(descriptor, 1 << 20)

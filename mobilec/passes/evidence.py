@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named input or output. ``shape`` holds ints, or a symbol's name for a dynamic axis; ``dtype`` is numpy's name."""
+    """One named input or output; ``shape`` holds ints, or the name of a dynamic axis; ``dtype`` is numpy's name."""
 
     name: str
     shape: tuple[int | str, ...]

@@ -15,10 +15,11 @@ import pytest
 
 from mobilec.errors import ArtifactError, BackendUnavailable, UsageError
 from mobilec.export.artifact import open_artifact
+from mobilec.export.compile import compile
 from mobilec.latency.profile import measure, profile, unique_labels
 from mobilec.latency.runner import FEWEST_ROUNDS, Job
 from mobilec.latency.samples import ProfileReport, Settings
-from support.artefacts import Lively, build, image_input, logits, manifest, seal
+from support.artefacts import Lively, image_input, logits, manifest, seal
 
 Jobs = Callable[..., Job]
 TIMEOUT_SECS = 120.0
@@ -27,7 +28,7 @@ TIMEOUT_SECS = 120.0
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("profiled") / "lively"
-    return build(folder, Lively(), [image_input(batch="batch")], [logits(batch="batch")])
+    return compile(Lively(), to="onnx", out=folder, input_size=32, dynamic_batch=True).path
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def report(artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> ProfileR
 def test_every_artefact_is_measured(report: ProfileReport, artefact: Path) -> None:
     assert [each.label for each in report.artifacts] == ["lively", "lively #2"]
     for each in report.artifacts:
-        assert (each.path, each.model, each.backend, each.precision) == (str(artefact), "lively", "onnx", "fp32")
+        assert (each.path, each.model, each.backend, each.precision) == (str(artefact), "Lively", "onnx", "fp32")
         assert (each.engine, each.threads) == ("onnxruntime", 1)
         assert [(spec.name, spec.shape, spec.dtype) for spec in each.inputs] == [("x", (1, 3, 32, 32), "float32")]
         assert each.model_sha256 == open_artifact(artefact).manifest.files["model.onnx"]["sha256"]
