@@ -192,7 +192,7 @@ def refusals(console: Console, manifest: Manifest) -> None:
             grouped.setdefault((item.rule, refusal.reason), []).append(refusal.where or refusal.node)
     render.heading(console, "Left alone, and why")
     if not grouped:
-        console.print("nothing: no rule refused a place it looked at")
+        console.print("Every place that a rule looked at was rewritten.")
         return
     rows = [(rule, reason, _places(where)) for (rule, reason), where in grouped.items()]
     console.print(render.table(("rule", "reason", "where"), rows))

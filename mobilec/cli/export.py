@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option("--color", type=click.Choice(["RGB", "BGR"]), metavar="RGB|BGR", help="Channel order of the input.")
 @click.option("--crop-pct", type=float, metavar="SHARE", help="Part of the image that the crop keeps; 1 is all.")
 @click.option("--labels", type=FOLDER, metavar="FILE", help="Class names, one a line.")
-@click.option("--precision", metavar="fp32|fp16", help="Of the stored weights.  [default: fp32 ONNX, fp16 Core ML]")
+@click.option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.  [default: fp32 ONNX, fp16 Core ML]")
 @click.option("--deployment-target", metavar="iOSN", help="Oldest system that must load it (Core ML).")
 @click.option("--image-input", is_flag=True, help="Take pixels 0..255 and normalise inside the model.")
 @click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: cpu for ONNX, ane for Core ML]")

@@ -24,7 +24,10 @@ STAGES = {"load": "loading", "warm up": "warming up", "measure": "timing runs", 
 
 
 @described(
-    sections={"Measuring": ("threads", "num_runs", "warmup_runs", "min_secs", "launches", "timeout_secs", "per_op"), "Result": ("save",)},
+    sections={
+        "Measuring": ("threads", "num_runs", "warmup_runs", "min_secs", "launches", "timeout_secs", "per_op"),
+        "Result": ("save",),
+    },
     examples=(
         "mobilec profile shvit_s1-onnx",
         "mobilec profile shvit_s1-onnx care_s0-onnx       side by side, in turns",

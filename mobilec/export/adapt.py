@@ -78,7 +78,7 @@ def append_softmax(program: ExportedProgram, index: int = 0) -> ExportedProgram:
     editor = Editor(program)
     output = editor.graph.output_node()
     values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
-    if values[spot].target == torch.ops.aten.softmax.int:
+    if values[spot].target == torch.ops.aten.softmax.int and values[spot].args[1] in (1, -1):
         return program  # probabilities already
     with editor.graph.inserting_before(output):
         values[spot] = editor.call(torch.ops.aten.softmax.int, values[spot], -1, origin=values[spot])

@@ -38,6 +38,7 @@ def example_inputs(
     """
     import torch
 
+    _check_python(module)
     _check_weights(module)
     generator = torch.Generator().manual_seed(SEED)
     shapes = input_shapes_of(module, input_size=input_size, input_shapes=input_shapes)
@@ -83,7 +84,10 @@ def _arguments(module: nn.Module) -> tuple[list[str], list[str]]:
     if not required and not optional:
         spread = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
         if not spread:
-            raise ModelError(f"{type(module).__name__}.forward takes no inputs")
+            named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            only = f" but by keyword ({', '.join(named)})" if named else ""
+            hint = "take them by position too: wrap it in a module with forward(self, x)" if named else ""
+            raise ModelError(f"{type(module).__name__}.forward takes no inputs{only}", hint=hint)
         required = spread
     return required, optional
 
@@ -128,6 +132,16 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     if not all(1 <= side <= MAX_SIDE for side in sides):
         raise UsageError(f"input size is {size!r}, expected 1 to {MAX_SIDE} pixels a side")
     return sides[0], sides[1]
+
+
+def _check_python(module: nn.Module) -> None:
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"the model is TorchScript ({module.original_name}), expected a module written in Python",
+            hint="give the module that was scripted or traced",
+        )
 
 
 def _check_weights(module: nn.Module) -> None:

@@ -33,8 +33,9 @@ def save_reference(program: ExportedProgram, path: Path) -> None:
         sink = _Sink(file)
         try:
             torch.export.save(program, sink)  # type: ignore[arg-type]
-        except SerializeError as error:
-            raise ExportError(f"torch cannot store the captured program: {error}", detail=log.text) from error
+        except (SerializeError, NotImplementedError) as error:  # the latter for containers of the user's own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ExportError(f"torch cannot store the captured program: {reason}", detail=log.text) from error
     if sink.failure is not None:
         raise sink.failure
 

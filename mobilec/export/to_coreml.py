@@ -7,7 +7,7 @@ import tempfile
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from mobilec.errors import ExportError
 from mobilec.export.adapt import image_scaling
 from mobilec.export.blame import conversion_error
 from mobilec.export.half import check_fits_half
-from mobilec.export.manifest import InputSpec
+from mobilec.export.manifest import InputSpec, OutputSpec
+from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import Captured, quiet
 from mobilec.export.request import WriteRequest, Written
 from mobilec.mobile.preprocessing import Preprocessing
@@ -35,6 +36,13 @@ DEPLOYMENT_TARGETS = (
 # blockwise compression, which these exports do not use.
 DEFAULT_DEPLOYMENT_TARGET = "iOS17"
 
+# PyTorch's type -> what Core ML gives in its place: it has outputs of three types alone.
+OUTPUT_TYPES = {
+    **{name: name for name in ("float32", "float16", "int32")},
+    **dict.fromkeys(("int8", "uint8", "int16", "int64"), "int32"),
+    **dict.fromkeys(("bool", "bfloat16", "float64"), "float32"),
+}
+
 CLASS_LABEL_OUTPUT = "classLabel"
 _SPEC_FILE = "Data/com.apple.CoreML/model.mlmodel"
 
@@ -47,37 +55,61 @@ def write(request: WriteRequest) -> Written:
 
     Raises ExportError naming the op and its module where coremltools has no translation.
     """
+    program = tensors_only(request.program)
+    _check_outputs(program, request.outputs)
     request.progress("loading coremltools")
     with quiet():
         import coremltools  # noqa: F401  (seconds, and told as a stage of its own)
     target = request.deployment_target or DEFAULT_DEPLOYMENT_TARGET
     if request.precision == "fp16":
-        check_fits_half(_used_tensors(request.program))
+        check_fits_half(_used_tensors(program))
     package = request.folder / request.model_file
     request.progress("writing Core ML")
     with _one_at_a_time, quiet() as log:
         try:
-            _convert(request, package, target)
+            _convert(request, program, package, target)
         except BaseException as error:
             _let_go(error, log)
             if isinstance(error, OSError | MemoryError) or not isinstance(error, Exception):
                 raise
             # NotImplementedError, ValueError, RuntimeError, AssertionError ...: it may be any of them
-            raise conversion_error("coremltools", request.program, error, log.text) from error
+            raise conversion_error("coremltools", program, error, log.text) from error
     request.progress("checking")
     _finish_spec(package, request)
     _finish_package(package)
     options: dict[str, Any] = {"deployment_target": target}
     if request.labels:
         options["class_label_output"] = CLASS_LABEL_OUTPUT
-    return Written(options)
+    changed = [spec for spec in request.outputs if OUTPUT_TYPES[spec.dtype] != spec.dtype]
+    return Written(options, tuple(f"{s.name} is {s.dtype} in PyTorch, {OUTPUT_TYPES[s.dtype]} here" for s in changed))
 
 
-def _convert(request: WriteRequest, package: Path, target: str) -> None:
+def _check_outputs(program: ExportedProgram, outputs: Sequence[OutputSpec]) -> None:
+    """Raises ExportError for types that Core ML lacks, and for an output that is an input or another output."""
+    from torch.export.graph_signature import InputKind, OutputKind
+
+    signature = program.graph_signature
+    names = {spec.arg.name: "an input" for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT}
+    results = [spec.arg.name for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    for result, output in zip(results, outputs, strict=True):
+        if output.dtype not in OUTPUT_TYPES:
+            raise ExportError(
+                f"{output.name} is {output.dtype}, Core ML gives real numbers and integers alone",
+                hint="give the real and imaginary part" if output.dtype.startswith("complex") else "",
+            )
+        if result in names:
+            raise ExportError(
+                f"{output.name} is {names[result]} of the model, Core ML gives each tensor once and no input back",
+                hint="leave it out of what forward returns",
+            )
+        names[result] = f"also output {output.name}"
+
+
+def _convert(request: WriteRequest, program: ExportedProgram, package: Path, target: str) -> None:
     import coremltools as ct
 
     # ATen's core operators; `alias` and other leftovers of autograd, which coremltools refuses, go.
-    program = request.program.run_decompositions({})
+    program = program.run_decompositions({})
     before = tempfile.tempdir
     # coremltools writes weights to the system's temporary folder, and leaves them there when it is interrupted.
     tempfile.tempdir = str(request.scratch)
@@ -135,7 +167,7 @@ def _output_types(request: WriteRequest) -> list[Any] | None:
 
     if request.labels:
         return None
-    return [ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in request.outputs]
+    return [ct.TensorType(name=spec.name, dtype=np.dtype(OUTPUT_TYPES[spec.dtype]).type) for spec in request.outputs]
 
 
 def _classifier(request: WriteRequest) -> Any:

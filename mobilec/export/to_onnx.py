@@ -10,6 +10,7 @@ from mobilec import __version__
 from mobilec.errors import ExportError
 from mobilec.export.blame import conversion_error
 from mobilec.export.half import check_fits_half
+from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import quiet
 from mobilec.export.request import WriteRequest, Written
 
@@ -68,7 +69,7 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
 def _translate(request: WriteRequest) -> onnx.ModelProto:
     import torch
 
-    program: ExportedProgram = request.program
+    program: ExportedProgram = tensors_only(request.program)
     with quiet() as log:
         try:
             written = torch.onnx.export(
@@ -146,6 +147,7 @@ def _tidy(model: onnx.ModelProto, request: WriteRequest, modules: dict[str, str]
     wanted = [spec.name for spec in request.inputs], [spec.name for spec in request.outputs]
     if found != wanted:
         raise ExportError(f"the ONNX graph has inputs {found[0]} and outputs {found[1]}, expected {wanted}")
+    _check_types(model, request)
     _name_dynamic_axes(model, request)
     model.producer_name, model.producer_version = "mobilec", __version__
     model.doc_string, model.domain, model.model_version = request.description, "", 0
@@ -160,6 +162,23 @@ def _tidy(model: onnx.ModelProto, request: WriteRequest, modules: dict[str, str]
     for node in graph.node:
         if node.name in modules:
             node.metadata_props.add(key=MODULE_KEY, value=modules[node.name])
+
+
+def _check_types(model: onnx.ModelProto, request: WriteRequest) -> None:
+    """ONNX has no complex numbers to speak of: torch.onnx turns them into pairs, which is another interface."""
+    import onnx
+
+    graph = model.graph
+    for value, spec in zip([*graph.input, *graph.output], [*request.inputs, *request.outputs], strict=True):
+        tensor = value.type.tensor_type
+        found = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        if found != spec.dtype or len(tensor.shape.dim) != len(spec.shape):
+            sizes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+            hint = "give its real and imaginary part" if spec.dtype.startswith("complex") else ""
+            raise ExportError(
+                f"{spec.name} is {spec.dtype} {list(spec.shape)} in PyTorch, and {found} {sizes} in the ONNX graph",
+                hint=hint,
+            )
 
 
 def _name_dynamic_axes(model: onnx.ModelProto, request: WriteRequest) -> None:

@@ -123,8 +123,9 @@ def _split_runs(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
 
 
 def _scope(name: str, scopes: Mapping[str, str]) -> str:
-    """ONNX Runtime renames a convolution in its blocked layout to its output's name and ``_nchwc``."""
-    return scopes.get(name) or scopes.get(name.removesuffix("_nchwc"), "")
+    """ONNX Runtime renames convolutions in its blocked layout, and nodes it runs in another precision."""
+    plain = name.removeprefix("InsertedPrecisionFreeCast_")
+    return scopes.get(plain) or scopes.get(plain.removesuffix("_nchwc"), "")
 
 
 def read_scopes(model: Path) -> dict[str, str]:

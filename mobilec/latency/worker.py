@@ -1,4 +1,4 @@
-"""The measuring process: one artefact, told what to do line by line. Run as ``python -m mobilec.latency.worker``.
+"""The measuring process: one artefact, told what to do line by line. See ``channel.local_command``.
 
 Every request is one line of JSON, ``{"do": NAME, ...}``, on standard input; every answer one line on what was
 standard output when the process began, ``{"ok": ...}`` or ``{"error": {"kind", "message", "hint", "detail"}}``.

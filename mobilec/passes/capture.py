@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from mobilec.errors import CaptureError, UsageError
@@ -51,16 +53,61 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_ba
         try:
             module.eval()
             with torch.no_grad():
-                return torch.export.export(module, example_inputs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:
+                program = torch.export.export(module, example_inputs, dynamic_shapes=shapes, strict=False)
+        except (Exception, SystemExit) as error:
             raise _explained(module, example_inputs, error) from error
         finally:
             for part, training in modes:
                 part.training = training
+    results = [spec.arg for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    if not any(isinstance(result, TensorArgument) for result in results):
+        raise CaptureError(f"{type(module).__name__}.forward returns no tensor", hint="return what it computes")
+    unknown = next((node for node in program.graph.nodes if _has_unknown_size(node.meta.get("val"))), None)
+    if unknown is not None:
+        stack = list((unknown.meta.get("nn_module_stack") or {}).values())
+        where = f" (in '{stack[-1][0]}')" if stack and stack[-1][0] else ""
+        raise CaptureError(
+            f"cannot capture {type(module).__name__}: the size of what {unknown.target} gives depends on the values of "
+            f"a tensor{where}",
+            hint="keep sizes fixed (torch.where, topk), or leave that part outside forward",
+        )
+    return _without_own_types(program)
+
+
+def _has_unknown_size(value: Any) -> bool:
+    """Whether a tensor, or one in a tuple, has an axis that only the values of an input decide."""
+    if isinstance(value, (tuple, list)):
+        return any(map(_has_unknown_size, value))
+    return isinstance(value, Tensor) and any(free_unbacked_symbols(size) for size in value.shape)
 
 
 def _doubled(value: Any) -> Any:
     return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1 else value
+
+
+def _without_own_types(program: ExportedProgram) -> ExportedProgram:
+    """The program with named tuples in its outputs turned into dicts of their fields, torch's own into plain tuples.
+
+    A stored program must run where the user's classes are unknown. Leaves and their order stay.
+    """
+    signature = program.module_call_graph[0].signature
+    structure = program.call_spec.out_spec
+    if signature is not None and structure is not None:
+        leaves: list[Any] = list(range(structure.num_leaves))
+        signature.out_spec = pytree.tree_structure(_plain(pytree.tree_unflatten(leaves, structure)))
+    return program
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: _plain(item) for name, item in zip(value._fields, value, strict=True)}
+    if isinstance(value, tuple):  # torch.return_types.max and the like are tuples too
+        return tuple(_plain(item) for item in value)
+    if type(value) is list:
+        return [_plain(item) for item in value]
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _plain(item)) for key, item in value.items())
+    return value
 
 
 def _dynamic_shapes(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -83,7 +130,7 @@ def _dynamic_shapes(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
 # --- what went wrong ------------------------------------------------------------------------------------------------
 
 
-def _explained(module: nn.Module, inputs: tuple[Any, ...], error: Exception) -> CaptureError:
+def _explained(module: nn.Module, inputs: tuple[Any, ...], error: BaseException) -> CaptureError:
     name = type(module).__name__
     text = str(error)
     cause, hint = _cause(error)
@@ -93,12 +140,12 @@ def _explained(module: nn.Module, inputs: tuple[Any, ...], error: Exception) -> 
         if own is not None:
             cause, place = _first_line(own), _place(module, own.__traceback__) or place
             found = ", ".join(_described(value) for value in inputs)
-            hint = f"forward itself fails on {found}: check the input size"
+            hint = f"forward itself fails on {found}: check the input size{_other_types(own)}"
     where = f" (in {place})" if place else ""
     return CaptureError(f"cannot capture {name}: {cause}{where}", hint=hint, detail=text)
 
 
-def _cause(error: Exception) -> tuple[str, str]:
+def _cause(error: BaseException) -> tuple[str, str]:
     text = str(error)
     if isinstance(error, GuardOnDataDependentSymNode):
         expression = text.split("expression ", 1)[-1].split(" (unhinted")[0]
@@ -121,18 +168,24 @@ def _cause(error: Exception) -> tuple[str, str]:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
+    line = lines[0] if lines and not isinstance(error, SystemExit) else " ".join([type(error).__name__, *lines[:1]])
     return line if len(line) <= _LONGEST_CAUSE else line[: _LONGEST_CAUSE - 3] + "..."
 
 
-def _own_failure(module: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+def _own_failure(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | None:
     """What ``forward`` raises when simply called, if it does: then the fault is not the tracer's."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(*inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return error
     return None
+
+
+def _other_types(error: BaseException) -> str:
+    """A word for those whose forward takes indices or flags: examples are float32."""
+    asks = re.search(r"\b(Long|Int|Bool|int64|int32|scalar types?|tensors used as indices)\b", str(error))
+    return "; inputs of other types than float32 need a wrapper that converts them" if asks else ""
 
 
 def _place(module: nn.Module, traceback: TracebackType | None) -> str:
@@ -181,14 +234,14 @@ def output_specs(program: ExportedProgram, names: Sequence[str] = ()) -> tuple[T
 
     Args:
         names: one for each; by default ``output``, ``output_0`` ... for a sequence, the keys of a dict, and
-            ``key_0`` where they nest.
+            ``key_0`` where they nest. By default they are identifiers, and none is the name of an input.
 
     Raises:
         UsageError: the number of names is not the number of tensors.
     """
     symbols = _dynamic_names(program)
     results = [spec.arg for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-    defaults = _output_names(program, len(results))
+    defaults = _output_names(program, len(results), taken=[spec.name for spec in input_specs(program)])
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     tensors = [
         (name, values[arg.name]) for name, arg in zip(defaults, results, strict=True) if isinstance(arg, TensorArgument)
@@ -232,21 +285,32 @@ def _argument_names(program: ExportedProgram, count: int) -> list[str]:
     return names if len(names) == count else [""] * count
 
 
-def _output_names(program: ExportedProgram, count: int) -> list[str]:
+def _output_names(program: ExportedProgram, count: int, taken: Iterable[str]) -> list[str]:
+    used = set(taken)
     structure = program.call_spec.out_spec
     if structure is None:
-        return [f"output_{index}" for index in range(count)]
+        return [_unused(f"output_{index}", used) for index in range(count)]
     tree = pytree.tree_unflatten(list(range(count)), structure)
-    paths = pytree.tree_flatten_with_path(tree)[0]
-    names: dict[str, None] = {}
-    for path, _ in paths:
+    names = []
+    for path, _ in pytree.tree_flatten_with_path(tree)[0]:
         parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
         if not path or not isinstance(path[0], (pytree.MappingKey, pytree.GetAttrKey)):
             parts = ["output", *parts]
-        stem = name = "_".join(parts)
-        repeat = 1
-        while name in names:
-            repeat += 1
-            name = f"{stem}_{repeat}"
-        names[name] = None
-    return list(names)
+        names.append(_unused(_identifier("_".join(parts)), used))
+    return names
+
+
+def _identifier(name: str) -> str:
+    """Letters, digits and underscores, all that Core ML takes: ``feat/0`` is ``feat_0``, ``0`` is ``output_0``."""
+    word = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return word if re.match(r"[A-Za-z_]", word) else f"output_{word}"
+
+
+def _unused(stem: str, used: set[str]) -> str:
+    """``stem``, or the first of ``stem_2``, ``stem_3`` ... that is not in ``used``; it is from here on."""
+    name, repeat = stem, 1
+    while name in used:
+        repeat += 1
+        name = f"{stem}_{repeat}"
+    used.add(name)
+    return name

@@ -47,6 +47,26 @@ def apply_on_copies(root: torch.nn.Module, step: Step, values: Mapping[Any, Any]
     return apply(root, step, copies)
 
 
+def widened(value: Any) -> Any:
+    """Real tensors as float64; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(widened(item) for item in value)
+    return value.double() if isinstance(value, torch.Tensor) and value.dtype.is_floating_point else value
+
+
+def widened_step(step: Step) -> Step:
+    """The step with every floating-point type among its arguments replaced by float64."""
+    return Step(step.node, _widened_types(step.args), _widened_types(dict(step.kwargs)))
+
+
+def _widened_types(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _widened_types(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_widened_types(item) for item in value)
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
 def constants_for_run(listing: tuple[Step, ...], constants: Mapping[Node, Any]) -> dict[Node, Any]:
     """The constants a run may use up: those that some step writes to are copied."""
     written = {node for step in listing for node in written_by(step.node)}

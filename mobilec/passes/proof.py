@@ -6,6 +6,8 @@ tensors, and each replacement is compared with what it replaced, relative to tha
 * nothing hides: a block behind a layer scale of 1e-6 is judged at its own size;
 * nothing grows: a rounding difference is not carried through a hundred layers into the next comparison, and a tight
   budget holds for deep networks too;
+* rounding hides nothing: on one probe what the rule removed and added is computed in float64 as well, from the same
+  tensors. What is left there is the rounding of the new weights, far below a wrong eps, which float32 would not see;
 * it is complete: any operator that survived but reads something else now is recomputed and compared as well, so by
   induction over the graph both programs compute the same.
 
@@ -16,58 +18,63 @@ Only tensors still needed are held.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from mobilec.errors import RewriteError
 from mobilec.passes.aliasing import written_by
 from mobilec.passes.graph import Editor
-from mobilec.passes.listing import Step, apply, apply_on_copies, argument_nodes, constants_for_run
+from mobilec.passes.listing import (
+    Step,
+    apply,
+    apply_on_copies,
+    argument_nodes,
+    constants_for_run,
+    widened,
+    widened_step,
+)
 from mobilec.passes.probes import KINDS, probe
+from mobilec.passes.proof_plan import Compare, CompareWide, Plan, Run, RunWide, plan
 from mobilec.passes.provenance import module_path, op_name
 from mobilec.passes.rule import Rule
 
+WIDE_KIND = "white noise"  # the probe on which float64 is used too
 _SKIP = "skip the rule (--skip-rule {name}) and report the model"
-
-
-@dataclass(frozen=True)
-class Place:
-    """One comparison: the old node, and the key under which its new value is found."""
-
-    old: Node
-    new: Any
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one proof run does.
-
-    Attributes:
-        actions: in order, ``("run", key, step)`` and ``("compare", place)``.
-        drops: the values that nobody needs after each action.
-        places: all comparisons.
-        added: keys of the steps that the old program does not have.
-    """
-
-    actions: tuple[tuple[Any, ...], ...]
-    drops: tuple[tuple[Any, ...], ...]
-    places: tuple[Place, ...]
-    added: frozenset[Any]
 
 
 @dataclass
 class Verdict:
-    """What the probes showed: largest gap and its place; places that were zero on every probe."""
+    """What the probes showed.
+
+    Attributes:
+        gap / worst: largest gap and its place.
+        wide_gap / wide_worst: the same in float64.
+        seen: places that were not zero on every probe.
+    """
 
     gap: float = 0.0
     worst: Node | None = None
+    wide_gap: float = 0.0
+    wide_worst: Node | None = None
     seen: set[Node] = field(default_factory=set)
+
+    def see(self, node: Node, before: Any, after: Any) -> None:
+        gap, magnitude = difference(before, after)
+        if magnitude > 0.0:
+            self.seen.add(node)
+        if gap > self.gap:
+            self.gap, self.worst = gap, node
+
+    def see_wide(self, node: Node, before: Any, after: Any) -> None:
+        gap, _ = difference(before, after)
+        if gap > self.wide_gap:
+            self.wide_gap, self.wide_worst = gap, node
 
 
 def difference(before: Any, after: Any) -> tuple[float, float]:
@@ -107,105 +114,6 @@ def difference(before: Any, after: Any) -> tuple[float, float]:
     return largest / magnitude, magnitude
 
 
-def plan(before: Sequence[Step], after: Sequence[Step], replaced: Mapping[Node, Node]) -> Plan:
-    """Works out what to compute and compare.
-
-    Args:
-        replaced: old node to new node, one entry a rewrite (a chain where a rewrite replaced a rewrite).
-    """
-    old_steps = {step.node: step for step in before}
-    alive = {step.node for step in after}
-    final = {node: _end(node, replaced) for node in replaced if node in old_steps}
-    final = {node: end for node, end in final.items() if end in alive}
-    origin = {new: old for old, new in final.items() if new not in old_steps}
-
-    def image(node: Node) -> Node:
-        return final.get(node, node)
-
-    extras: list[tuple[Any, Step]] = []
-    needed: list[set[Any]] = []  # what must have run before each extra
-    places = [Place(old, new) for old, new in final.items()]
-    survivor: Node | None = None
-
-    def add(key: Any, step: Step) -> None:
-        step = _reading(step, origin)
-        extras.append((key, step))
-        # It keeps its place behind the last survivor, which may have written to what it reads.
-        needed.append({*argument_nodes(step), survivor} - {None})
-
-    for step in after:
-        old = old_steps.get(step.node)
-        if old is None:
-            add(step.node, step)
-            continue
-        if old.args is not step.args or old.kwargs is not step.kwargs:
-            expected = map_arg((old.args, dict(old.kwargs)), image)
-            if expected != (step.args, dict(step.kwargs)):
-                key = ("rewired", step.node)
-                add(key, step)
-                places.append(Place(step.node, key))
-        survivor = step.node
-
-    waiting: dict[Any, list[int]] = {}
-    missing = [len(keys) for keys in needed]
-    for index, keys in enumerate(needed):
-        for source in keys:
-            waiting.setdefault(source, []).append(index)
-    comparing: dict[Any, list[Place]] = {}
-    for place in places:
-        comparing.setdefault(place.old, []).append(place)
-        comparing.setdefault(place.new, []).append(place)
-
-    actions: list[tuple[Any, ...]] = []
-    available: set[Any] = set()
-
-    def provide(key: Any, step: Step) -> None:
-        """Schedules a step, then at once whatever it makes possible: before a later step writes to what that reads."""
-        pending = [(key, step)]
-        while pending:
-            key, step = pending.pop()
-            actions.append(("run", key, step))
-            available.add(key)
-            for place in comparing.get(key, ()):
-                if place.old in available and place.new in available:
-                    actions.append(("compare", place))
-            for index in waiting.get(key, ()):
-                missing[index] -= 1
-                if missing[index] == 0:
-                    pending.append(extras[index])
-
-    for index in [index for index, count in enumerate(missing) if count == 0]:
-        provide(*extras[index])
-    for step in before:
-        provide(step.node, step)
-
-    last: dict[Any, int] = {}
-    for position, action in enumerate(actions):
-        if action[0] == "compare":
-            last[action[1].old] = last[action[1].new] = position
-        else:
-            last[action[1]] = position
-            for source in argument_nodes(action[2]):
-                last[source] = position
-    drops: list[list[Any]] = [[] for _ in actions]
-    for key, position in last.items():
-        drops[position].append(key)
-    added = frozenset(key for key, _ in extras)
-    return Plan(tuple(actions), tuple(tuple(keys) for keys in drops), tuple(places), added)
-
-
-def _end(node: Node, replaced: Mapping[Node, Node]) -> Node:
-    while node in replaced:
-        node = replaced[node]
-    return node
-
-
-def _reading(step: Step, origin: Mapping[Node, Node]) -> Step:
-    """The step, reading what was replaced instead of the replacement."""
-    args, kwargs = map_arg((step.args, dict(step.kwargs)), lambda node: origin.get(node, node))
-    return Step(step.node, args, kwargs)
-
-
 class Prover:
     """Proves rule after rule; the free run before one rule is the free run after the rule before it.
 
@@ -236,14 +144,10 @@ class Prover:
         verdict = Verdict()
         self._run_all(before, todo, rule, verdict)
         self._previous_rule = rule
-        if not verdict.gap <= rule.budget:
-            assert verdict.worst is not None
-            node = verdict.worst
-            raise RewriteError(
-                f"rule {rule.name} changed {op_name(node)} ({node.name}) in {_where(node)} by {verdict.gap:.2g} of its "
-                f"largest value, more than its budget of {rule.budget:.2g}",
-                hint=_SKIP.format(name=rule.name),
-            )
+        if verdict.gap > rule.budget:
+            raise _exceeded(rule, verdict.worst, verdict.gap, rule.budget, "")
+        if verdict.wide_gap > rule.algebra_budget:
+            raise _exceeded(rule, verdict.wide_worst, verdict.wide_gap, rule.algebra_budget, " computed in float64")
         return verdict.gap, sum(place.old not in verdict.seen for place in todo.places)
 
     def close(self, final: tuple[Step, ...]) -> float:
@@ -258,35 +162,49 @@ class Prover:
         for kind, inputs in self._probes.items():
             fresh = {node: _fresh(value) for node, value in inputs.items()}
             values = constants_for_run(before, constants) | fresh
-            new = {action[1]: constants[action[1]] for action in todo.actions if action[1] in constants}
-            outputs = self._run(todo, new | values, rule, verdict)
+            new = {key: constants[key] for key in todo.added if key in constants}
+            outputs = self._run(todo, new | values, rule, verdict, wide=kind == WIDE_KIND and rule.budget > 0)
             self._first.setdefault(kind, outputs)
             self._compare_outputs(kind, outputs)
             self._previous[kind] = outputs
 
-    def _run(self, todo: Plan, given: Mapping[Any, Any], rule: Rule, verdict: Verdict) -> list[Any]:
+    def _run(self, todo: Plan, given: Mapping[Any, Any], rule: Rule, verdict: Verdict, *, wide: bool) -> list[Any]:
         values: dict[Any, Any] = {}
         outputs: list[Any] = []
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                0
-            )  # programs with random operators draw the same numbers before and after
+            # programs with random operators draw the same numbers before and after
+            torch.default_generator.manual_seed(0)
             for action, drop in zip(todo.actions, todo.drops, strict=True):
-                if action[0] == "compare":
-                    _compare(action[1], values, verdict)
-                else:
-                    _, key, step = action
-                    values[key] = given[key] if key in given else self._value(key, step, values, rule, todo)
-                    if step.node.op == "output" and key is step.node:
-                        outputs = [_fresh(value) for value in torch.utils._pytree.tree_leaves(values[key])]
+                match action:
+                    case Run(key, step):
+                        if key in given:
+                            values[key] = given[key]
+                        else:
+                            beside = key in todo.added
+                            values[key] = self._value(key, step, values, rule, todo, on_copies=beside)
+                        if step.node.op == "output" and key is step.node:
+                            outputs = [_fresh(value) for value in tree_leaves(values[key])]
+                    case Compare(place):
+                        verdict.see(place.old, values[place.old], values[place.new])
+                    case RunWide(key, step) if wide:
+                        sources = {
+                            node: values["wide", node] if node in todo.wide else widened(values[node])
+                            for node in argument_nodes(step)
+                        }
+                        values["wide", key] = self._value(key, widened_step(step), sources, rule, todo, on_copies=True)
+                    case CompareWide(place) if wide:
+                        verdict.see_wide(place.old, values["wide", place.old], values["wide", place.new])
                 for key in drop:
                     values.pop(key, None)
         return outputs
 
-    def _value(self, key: Any, step: Step, values: Mapping[Any, Any], rule: Rule, todo: Plan) -> Any:
+    def _value(
+        self, key: Any, step: Step, values: Mapping[Any, Any], rule: Rule, todo: Plan, *, on_copies: bool
+    ) -> Any:
+        """Computes a step; ``on_copies``: beside the program, which must not see what the step writes."""
         node = step.node
         try:
-            if isinstance(key, tuple) and written_by(node):
+            if on_copies and written_by(node):
                 return apply_on_copies(self._editor.root, step, values)
             return apply(self._editor.root, step, values)
         except Exception as error:
@@ -314,14 +232,6 @@ class Prover:
             )
 
 
-def _compare(place: Place, values: Mapping[Any, Any], verdict: Verdict) -> None:
-    gap, magnitude = difference(values[place.old], values[place.new])
-    if magnitude > 0.0:
-        verdict.seen.add(place.old)
-    if verdict.worst is None or gap > verdict.gap:
-        verdict.gap, verdict.worst = gap, place.old
-
-
 def _output_gap(before: list[Any], after: list[Any]) -> float:
     """Largest gap of the real-valued outputs.
 
@@ -345,6 +255,15 @@ def _template(editor: Editor, node: Node) -> Any:
 
 def _fresh(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _exceeded(rule: Rule, node: Node | None, gap: float, budget: float, how: str) -> RewriteError:
+    assert node is not None
+    return RewriteError(
+        f"rule {rule.name} changed {op_name(node)} ({node.name}) in {_where(node)} by {gap:.2g} of its largest value"
+        f"{how}, more than its budget of {budget:.2g}",
+        hint=_SKIP.format(name=rule.name),
+    )
 
 
 def _where(node: Node) -> str:

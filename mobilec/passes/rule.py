@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 EXACT = 0.0  # the same bits
 # A weight folded in float64 and rounded once differs from two roundings by a few 2^-24 a term; over the longest
-# sums in use (K = 10 000 terms) random signs make that 1e-6 of the tensor's largest value. Ten times that is still
-# far below what a wrong eps (1e-6 for 1e-5 with variances near one: 5e-6 a layer, and everywhere), a dropped bias
-# or a wrong channel order does.
+# sums in use (K = 10 000 terms) random signs make that 1e-6 of the tensor's largest value (1.5e-6 at most was seen
+# over the six families). Ten times that leaves room for a large mean that cancels.
 FOLDED_FLOAT32 = 1e-5
+# Both sides in float64 from the same tensors: only the rounding of the new weights (2^-24 each) is left. A forgotten
+# or wrong eps of 1e-5 changes a tensor by 5e-6 where variances are near one.
+FOLDED_ALGEBRA = 1e-6
 # A rounding a layer, carried through the rest of the network: what may reach the outputs.
 OUTPUT_FLOAT32 = 1e-4
 
@@ -55,6 +57,8 @@ class Rule:
             node computes nothing that anybody reads). It only adds; replacing and clearing away is the runner's work.
         budget: largest difference the rule promises to make in a tensor it replaces, by that tensor's largest
             magnitude; 0 promises the same bits.
+        algebra_budget: the same with both sides computed in float64 from the same tensors; an approximation needs its
+            whole budget here too. Not looked at for rules that promise the same bits.
         output_budget: the same for the program's outputs, to which every later operator carries the difference.
         rewires_writes: the rule turns in-place operators into ordinary ones and answers for aliases itself; any
             other rule is kept off tensors that are written in place.
@@ -66,5 +70,6 @@ class Rule:
     match: Callable[[Editor, Node], Match | Refused | None]
     rewrite: Callable[[Editor, Match], Node | tuple[Node, ...] | None]
     budget: float
+    algebra_budget: float = FOLDED_ALGEBRA
     output_budget: float = OUTPUT_FLOAT32
     rewires_writes: bool = False

@@ -55,7 +55,8 @@ _OPERATORS = frozenset(_OPERATOR_NAMES.split())
 _CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 _NAME_KEYS = frozenset({"name", "as_name"})
 _PATH_KEYS = frozenset({"parameter_name", "buffer_name", "tensor_constant_name", "user_input_name"})
-_PATH = re.compile(r"[\w.-]+")
+# Pasted between quotes into the graph's source: anything but what ends the text or escapes in it.
+_PATH = re.compile(r"[^\"'\\\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SYMPY_NAMES = """
     Symbol Integer Rational Float Add Mul Pow Max Min Mod Abs Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan
     LessThan StrictGreaterThan GreaterThan And Or Not Piecewise ceiling floor true false oo FloorDiv ModularIndexing
@@ -152,7 +153,7 @@ def _faults(value: Any, key: str = "") -> Iterator[str]:
         return
     if isinstance(value, list):
         if key == "forward_arg_names":
-            yield from (f"argument name {name!r} is no identifier" for name in value if not _is_identifier(name))
+            yield from (f"argument name {name!r} is no identifier" for name in value if not name.isidentifier())
         for item in value:
             yield from _faults(item, key)
         return
@@ -165,7 +166,7 @@ def _faults(value: Any, key: str = "") -> Iterator[str]:
     elif key in _NAME_KEYS and value and not _is_identifier(value):
         yield f"name {value[:60]!r} is no identifier"
     elif key in _PATH_KEYS and not _PATH.fullmatch(value):
-        yield f"tensor name {value[:60]!r} is no dotted path"
+        yield f"tensor name {value[:60]!r} has quotes or control characters"
     elif key in ("in_spec", "out_spec") and value:
         yield from _tree_faults(value, is_input=key == "in_spec")
 
@@ -228,6 +229,6 @@ def _tree_faults(text: str, *, is_input: bool) -> Iterator[str]:
             stack += node["children_spec"]
         if is_input and len(root["children_spec"]) == 2:
             keys = json.loads(root["children_spec"][1]["context"] or "[]")  # names of keyword arguments
-            yield from (f"argument name {name!r} is no identifier" for name in keys if not _is_identifier(name))
+            yield from (f"argument name {name!r} is no identifier" for name in keys if not name.isidentifier())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"a container structure is malformed ({type(error).__name__})"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mobilec.mobile.fingerprint import attach
 from mobilec.mobile.provenance import Provenance, Weights
 
 
@@ -35,7 +36,7 @@ class Small(nn.Module):
 def small() -> nn.Module:
     model = Small()
     weights = Weights(source="random", seed=7)
-    model.__dict__["provenance"] = Provenance("small", "file", weights, (32, 32), output_names=("logits",))
+    attach(model, Provenance("small", "file", weights, (32, 32), output_names=("logits",)))
     return model
 
 

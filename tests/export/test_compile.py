@@ -22,8 +22,11 @@ from mobilec.errors import ArtifactError, CaptureError, ModelError, UsageError
 from mobilec.export import writers
 from mobilec.export.artifact import open_artifact
 from mobilec.export.compile import compile
+from mobilec.mobile.fingerprint import attach
 from mobilec.mobile.preprocessing import Preprocessing
 from mobilec.mobile.provenance import Provenance, Weights
+from mobilec.mobile.shvit import SHViT
+from mobilec.mobile.zoo import find_variant
 from support.reference import load_reference, reference_input
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "manifest_golden.json"
@@ -46,10 +49,9 @@ def run_onnx(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def shvit() -> nn.Module:
-    from mobilec.mobile.create import create_model
-
-    model = create_model("shvit_s1")
+    model = SHViT(**find_variant("shvit_s1")[1].config).eval()
     model.load_state_dict(load_reference("shvit_s1").state_dict)
+    attach(model, Provenance("shvit_s1", "zoo", Weights("given"), (224, 224), output_names=("logits",)))
     return model
 
 
@@ -394,7 +396,7 @@ def test_the_writers_are_an_explicit_table() -> None:
 
 def test_partly_random_weights_are_told(bare: nn.Module, tmp_path: Path) -> None:
     weights = Weights("checkpoint", path="w.pt", sha256="0" * 64, random_tensors=("head.weight", "head.bias"))
-    bare.__dict__["provenance"] = Provenance("mine", "file", weights, (16, 16))
+    attach(bare, Provenance("mine", "file", weights, (16, 16)))
     artifact = compile(bare, to="onnx", out=tmp_path / "out", proof=False)
     assert artifact.manifest.weights["random_tensors"] == ["head.weight", "head.bias"]
     assert b"2 tensors RANDOM" in artifact.model_path.read_bytes()

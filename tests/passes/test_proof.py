@@ -77,6 +77,47 @@ def test_a_wrong_fold_in_a_hidden_block_is_stopped_and_named(change: str) -> Non
         apply(hidden(), (torch.randn(1, 3, 8, 8),), planted(change))
 
 
+def tame() -> nn.Module:
+    """Variances near one, as in a trained network: an eps of 1e-5 is worth five millionths."""
+    module = hidden()
+    module.block[1].running_var.uniform_(0.8, 1.2, generator=torch.Generator().manual_seed(3))
+    return module
+
+
+def test_a_forgotten_eps_is_below_rounding_in_float32_and_still_seen() -> None:
+    example = (torch.randn(1, 3, 8, 8),)
+    with pytest.raises(RewriteError, match=r"rule planted changed batch_norm .* computed in float64, more than its"):
+        apply(tame(), example, planted("forgets eps"))
+    blind = dataclasses.replace(planted("forgets eps"), algebra_budget=1.0)
+    outcome = apply(tame(), example, blind)
+    assert outcome.evidence[0].gap <= blind.budget
+
+
+def test_float64_sees_only_the_rounding_of_the_weights() -> None:
+    strict = dataclasses.replace(planted("nothing"), algebra_budget=2e-7)
+    assert apply(tame(), (torch.randn(1, 3, 8, 8),), strict).rewritten == 1
+
+
+def test_operators_with_a_type_among_their_arguments_are_widened_too() -> None:
+    """``relu(to(x))`` for ``to(relu(x))``, proven in float64 although both name float32."""
+
+    def match(editor: Editor, node: Node) -> Match | None:
+        source = node.args[0]
+        return Match((node,), source.args[0]) if source.target == _aten.relu.default else None
+
+    def build(editor: Editor, match: Match) -> Node:
+        (node,) = match.replaced
+        converted = editor.call(_aten.to.dtype, match.facts, torch.float32, origin=node)
+        return editor.call(_aten.relu.default, converted, origin=node)
+
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.relu().to(torch.float32).exp()
+
+    rule = Rule("swapped", "", (_aten.to.dtype,), match, build, budget=1e-5)
+    assert apply(Module(), (torch.randn(2, 3, dtype=torch.float16),), rule).rewritten == 1
+
+
 def test_the_same_fold_without_a_mistake_passes() -> None:
     outcome = apply(hidden(), (torch.randn(1, 3, 8, 8),), planted("nothing"))
     assert outcome.rewritten == 1

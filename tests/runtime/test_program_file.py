@@ -119,7 +119,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Any], None]]] = {
         lambda d: d["graph_module"]["graph"]["inputs"][-1]["as_tensor"].update(name="x=print(1)"),
     ),
     "quote in parameter name": (
-        "is no dotted path",
+        "has quotes or control characters",
         lambda d: d["graph_module"]["signature"]["input_specs"][0]["parameter"].update(parameter_name='a"]+b["'),
     ),
     "code as expression": ("more than arithmetic", lambda d: symbolic(d, "__import__('os').getpid()")),

@@ -60,7 +60,14 @@ def write_through_a_view_that_dies(x: Tensor) -> Tensor:
     return y.reshape(-1).neg_()
 
 
+def read_under_the_old_name(x: Tensor) -> Tensor:
+    y = x.exp()
+    torch.neg_(y)
+    return y.reshape(-1)[:1] * y.sum()
+
+
 GONE = {
+    "read under the old name": read_under_the_old_name,
     "relu": lambda x: F.relu(x.exp(), inplace=True),
     "several": accumulate,
     "read before and after": read_before_and_after,
