@@ -5,10 +5,14 @@ The names below load on first use, so that ``import mobilec`` costs next to noth
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's wheel reports home unless told not to before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "create_model": "mobilec.mobile.create",

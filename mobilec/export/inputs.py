@@ -146,10 +146,16 @@ def _check_python(module: nn.Module) -> None:
 
 def _check_weights(module: nn.Module) -> None:
     import torch
+    from torch.nn.parameter import is_lazy
 
     for name, tensor in module.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             continue
+        if is_lazy(tensor):
+            raise ModelError(
+                f"tensor {name} of {type(module).__name__} has no size yet, expected an initialised module",
+                hint="run forward once on an example before handing the module over",
+            )
         if tensor.device.type != "cpu":
             raise ModelError(
                 f"tensor {name} of {type(module).__name__} is on {tensor.device}, expected the CPU",

@@ -1,11 +1,27 @@
-"""What a model file can give back: tensors alone."""
+"""What a model file can hold: tensors as outputs, and no state that lasts from one run to the next."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mobilec.errors import ExportError
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+
+def check_stateless(program: ExportedProgram) -> None:
+    """Raises ExportError for a forward that writes to a buffer or parameter: a file would start from it each time."""
+    from mobilec.passes.graph import Editor
+
+    editor = Editor(program)
+    written = editor.written_in_place()
+    for node in editor.graph.find_nodes(op="placeholder"):
+        if node in written and editor.is_stored(node):
+            raise ExportError(
+                f"forward writes to {editor.input_spec(node).target!r}, and a model file keeps nothing between runs",
+                hint="make it an input and an output, or leave the update out in eval mode",
+            )
 
 
 def tensors_only(program: ExportedProgram) -> ExportedProgram:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mobilec import __version__
 from mobilec.errors import ExportError
 from mobilec.export.adapt import image_scaling
-from mobilec.export.blame import conversion_error
+from mobilec.export.blame import conversion_error, module_path, op_name
 from mobilec.export.half import check_fits_half
 from mobilec.export.manifest import InputSpec, OutputSpec
 from mobilec.export.outputs import tensors_only
@@ -57,6 +57,7 @@ def write(request: WriteRequest) -> Written:
     """
     program = tensors_only(request.program)
     _check_outputs(program, request.outputs)
+    _check_resizing(program)
     request.progress("loading coremltools")
     with quiet():
         import coremltools  # noqa: F401  (seconds, and told as a stage of its own)
@@ -103,6 +104,21 @@ def _check_outputs(program: ExportedProgram, outputs: Sequence[OutputSpec]) -> N
                 hint="leave it out of what forward returns",
             )
         names[result] = f"also output {output.name}"
+
+
+def _check_resizing(program: ExportedProgram) -> None:
+    """Raises ExportError where a picture is made smaller with antialiasing, which coremltools leaves out unsaid."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or "_upsample_bilinear2d_aa" not in str(node.target):
+            continue
+        before, after = node.args[0].meta["val"].shape[-2:], node.meta["val"].shape[-2:]
+        if any(small < large for small, large in zip(after, before, strict=True)):
+            place = module_path(node)
+            raise ExportError(
+                f"coremltools cannot translate {op_name(node)}{f' in {place}' if place else ''}: "
+                f"Core ML resizes {list(before)} to {list(after)} without antialiasing",
+                hint="interpolate with antialias=False, or resize the picture before the model",
+            )
 
 
 def _convert(request: WriteRequest, program: ExportedProgram, package: Path, target: str) -> None:

@@ -38,7 +38,6 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
     Raises ExportError naming the op and its module where there is no ONNX translation, or naming onnxsim,
     onnx.checker or onnxruntime where they reject the graph.
     """
-
     request.progress("writing ONNX")
     model = _translate(request)
     modules = {node.name: path for node in model.graph.node if (path := _module_path(node))}

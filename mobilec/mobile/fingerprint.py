@@ -18,11 +18,21 @@ def fingerprint(module: nn.Module) -> int:
 
     crc = 0
     for name, tensor in sorted(module.state_dict().items()):
+        if not _has_numbers(tensor):
+            continue
         values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
         crc = zlib.crc32(name.encode(), crc)
         if values.numel():  # an empty tensor has no bytes to view
             crc = zlib.crc32(values.reshape(-1).view(torch.uint8).numpy(), crc)
     return crc
+
+
+def _has_numbers(value: object) -> bool:
+    """Not so: a lazy module's parameters before the first run, tensors on ``meta``, extra state that is no tensor."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    return isinstance(value, torch.Tensor) and not is_lazy(value) and not value.is_meta
 
 
 def attach(module: nn.Module, provenance: Provenance) -> None:

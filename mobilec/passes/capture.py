@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 import threading
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from mobilec.passes.evidence import TensorSpec
 BATCH = "batch"  # name of the dynamic axis
 _TORCH = Path(torch.__file__).parent
 _LONGEST_CAUSE = 200
+_UNQUOTABLE = re.compile(r"[\"'\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # torch.export replaces nn.Module.__call__ while it traces, for every thread.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -71,7 +73,32 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_ba
             f"a tensor{where}",
             hint="keep sizes fixed (torch.where, topk), or leave that part outside forward",
         )
+    _rename_tensors(program)
     return _without_own_types(program)
+
+
+def _rename_tensors(program: ExportedProgram) -> None:
+    """Other names for tensors that torch's generated code trips over: ``heads.class.bias`` is ``heads.class_.bias``.
+
+    The module paths of nodes stay as the user wrote them.
+    """
+    stores = (program.state_dict, program.constants)
+    taken = {name for store in stores for name in store}
+    renamed: dict[str, str] = {}
+    for name in sorted(taken):
+        parts = [_UNQUOTABLE.sub("_", part) for part in name.split(".")]
+        wanted = ".".join(f"{part}_" if keyword.iskeyword(part) else part for part in parts)
+        if wanted != name:
+            renamed[name] = _unused(wanted, taken)
+    if not renamed:
+        return
+    signature = program.graph_signature
+    for spec in (*signature.input_specs, *signature.output_specs):
+        if spec.target is not None:
+            spec.target = renamed.get(spec.target, spec.target)
+    for store in stores:
+        for name in [name for name in store if name in renamed]:
+            store[renamed[name]] = store.pop(name)
 
 
 def _has_unknown_size(value: Any) -> bool:

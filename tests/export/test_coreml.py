@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mobilec.errors import ExportError
 from mobilec.export import to_coreml
@@ -222,3 +223,57 @@ def test_the_package_opens_as_a_program_again(bare: nn.Module, tmp_path: Path) -
     convolutions = [op for op in program.functions["main"].operations if op.op_type == "conv"]
     largest = max(abs(bare.state_dict()["mixer.weight"]).max().item(), 1e-3)
     assert any(abs(op.weight.val).max() > largest / 10 for op in convolutions)
+
+
+class Many(nn.Module):
+    """Outputs of every kind: Core ML has no int64 and no truth values, and nothing that is no tensor."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"0": x + 1, "best": x.argmax(1), "above": x > 0, "nothing": None, "classes": 3}
+
+
+def test_types_that_core_ml_lacks_are_given_as_others(tmp_path: Path) -> None:
+    written = to_coreml.write(request_for(Many(), (IMAGE,), tmp_path))
+    features = read_spec(tmp_path / "model.mlpackage").description.output
+    float32, int32 = 65568, 131104  # FeatureTypes.proto, ArrayDataType
+    found = {feature.name: feature.type.multiArrayType.dataType for feature in features}
+    assert found == {"output_0": float32, "best": int32, "above": float32}
+    assert written.notes == ("best is int64 in PyTorch, int32 here", "above is bool in PyTorch, float32 here")
+
+
+class Echo(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        y = x * 2
+        return {"input": (y, x), "twice": (y, y), "complex": torch.complex(x, y)}[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("input", "output_1 is an input of the model, Core ML gives each tensor once"),
+        ("twice", "output_1 is also output output_0 of the model"),
+        ("complex", "output is complex64, Core ML gives real numbers.*; give the real and imaginary part"),
+    ],
+)
+def test_outputs_that_core_ml_cannot_give(kind: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=words):
+        to_coreml.write(request_for(Echo(kind), (IMAGE,), tmp_path))
+
+
+class Resize(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+
+
+def test_antialiasing_is_not_dropped_unsaid(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"2d_aa.* in Resize: Core ML resizes \[32, 32\] to \[9, 9\]"):
+        to_coreml.write(request_for(Resize(9), (IMAGE,), tmp_path / "smaller"))
+    to_coreml.write(request_for(Resize(64), (IMAGE,), tmp_path / "larger"))  # where it makes no difference

@@ -79,13 +79,22 @@ class Nothing(nn.Module):
         return torch.ones(1)
 
 
+class ByKeyword(nn.Module):
+    def forward(self, *, x: Tensor) -> Tensor:
+        return x
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [
         (nn.Linear(2, 2).double(), r"weight of Linear is float64, expected float32.*\.float\(\)"),
         (nn.Linear(2, 2).half(), "is float16"),
         (nn.Linear(2, 2, device="meta"), "is on meta, expected the CPU"),
+        (nn.LazyLinear(2), "tensor weight of LazyLinear has no size yet.*run forward once"),
+        (torch.jit.script(nn.ReLU()), r"the model is TorchScript \(ReLU\), expected a module written in Python"),
+        (torch.jit.trace(nn.ReLU(), torch.ones(1)), "is TorchScript"),
         (Nothing(), "takes no inputs"),
+        (ByKeyword(), r"takes no inputs but by keyword \(x\); take them by position"),
     ],
 )
 def test_modules_that_cannot_be_exported(module: nn.Module, words: str) -> None:

@@ -201,3 +201,26 @@ def test_several_inputs_and_an_output_that_is_an_input(tmp_path: Path) -> None:
     total, same = run(tmp_path / "model.onnx", {"left": left.numpy(), "right": right.numpy()})
     assert np.array_equal(same, left.numpy())
     assert np.allclose(total, (left + right).numpy())
+
+
+class Mixed(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, None, int, Tensor]:
+        return x + 1, None, 3, x.mean((2, 3))
+
+
+def test_what_is_no_tensor_stays_out(tmp_path: Path) -> None:
+    to_onnx.write(request_for(Mixed(), (IMAGE,), tmp_path))
+    first, last = run(tmp_path / "model.onnx", {"x": IMAGE.numpy()})
+    assert gap(first, IMAGE + 1) < 1e-6
+    assert gap(last, IMAGE.mean((2, 3))) < 1e-6
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x)
+
+
+def test_an_output_that_changes_its_type_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"is complex64 .* in PyTorch, and float32 \[.*, 2\] in the ONNX graph"):
+        to_onnx.write(request_for(Spectrum(), (IMAGE,), tmp_path))
+    assert not (tmp_path / "model.onnx").exists()

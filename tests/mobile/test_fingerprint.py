@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mobilec import create_model
-from mobilec.mobile.fingerprint import provenance_of
+from mobilec.mobile.fingerprint import fingerprint, provenance_of
 
 
 def _model() -> torch.nn.Module:
@@ -49,3 +49,8 @@ def test_changed_weights_are_given(change: str) -> None:
 
 def test_a_plain_module_has_none() -> None:
     assert provenance_of(torch.nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("module", [torch.nn.LazyLinear(2), torch.nn.Linear(2, 2, device="meta")])
+def test_tensors_without_numbers_are_passed_over(module: torch.nn.Module) -> None:
+    assert fingerprint(module) == fingerprint(torch.nn.ReLU())

@@ -122,6 +122,14 @@ HOSTILE: dict[str, tuple[str, Callable[[Any], None]]] = {
         "has quotes or control characters",
         lambda d: d["graph_module"]["signature"]["input_specs"][0]["parameter"].update(parameter_name='a"]+b["'),
     ),
+    "backslash in parameter name": (
+        "has quotes or control characters",
+        lambda d: d["graph_module"]["signature"]["input_specs"][0]["parameter"].update(parameter_name="a\\"),
+    ),
+    "line end in parameter name": (
+        "has quotes or control characters",
+        lambda d: d["graph_module"]["signature"]["input_specs"][0]["parameter"].update(parameter_name="a\nb"),
+    ),
     "code as expression": ("more than arithmetic", lambda d: symbolic(d, "__import__('os').getpid()")),
     "attribute in expression": ("more than arithmetic", lambda d: symbolic(d, "Symbol('s0').func")),
     "lambda in expression": ("more than arithmetic", lambda d: symbolic(d, "(lambda: 1)()")),
@@ -274,3 +282,21 @@ def test_what_strangers_models_contain_is_read(tmp_path: Path) -> None:
     with open_program(read_program(tmp_path / "stranger.pt2"), threads=1) as session:
         found = session.run({"ids": np.ones((3, 4), np.int64), "mask": np.ones((3, 4), np.float32)})
         assert [value.shape for value in found.values()] == [(3, 8), (3, 3)]
+
+
+def test_names_of_strangers_are_read(tmp_path: Path) -> None:
+    """Spaces in module names and letters beyond ASCII are no code."""
+
+    class Stranger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleDict({"with space": torch.nn.Linear(4, 3), "größe/2": torch.nn.Linear(4, 3)})
+
+        def forward(self, größe: torch.Tensor) -> torch.Tensor:
+            return self.parts["with space"](größe) + self.parts["größe/2"](größe)
+
+    module = Stranger().eval()
+    torch.export.save(torch.export.export(module, (torch.ones(2, 4),)), tmp_path / "stranger.pt2")
+    with open_program(read_program(tmp_path / "stranger.pt2"), threads=1) as session:
+        (found,) = session.run({session.inputs[0].name: np.ones((2, 4), np.float32)}).values()
+    np.testing.assert_allclose(found, module(torch.ones(2, 4)).detach().numpy(), rtol=1e-6)
