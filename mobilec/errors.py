@@ -21,6 +21,8 @@ holds the long form (an inner traceback, a converter's log) that the command lin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class MobilecError(Exception):
     """Root of every error a user may see.
@@ -85,3 +87,23 @@ class DataError(MobilecError):
 
 class CheckFailed(MobilecError):
     exit_code = 3
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint for an unknown name: ``did you mean a, b or c?``, the nearest first, three at most.
+
+    Upper and lower case do not count: where they are the only difference, that name alone is offered. ``otherwise``
+    where no known name is near.
+    """
+    from difflib import get_close_matches
+
+    spellings: dict[str, list[str]] = {}
+    for each in known:
+        spellings.setdefault(each.lower(), []).append(each)
+    sought = str(name).lower()
+    near = [sought] if sought in spellings else get_close_matches(sought, spellings, n=3, cutoff=0.6)
+    offers = [each for lower in near for each in spellings[lower]][:3]
+    if not offers:
+        return otherwise
+    *others, last = offers
+    return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"

@@ -16,6 +16,7 @@ from mobilec.cli.options import (
     INPUT_SHAPE,
     INPUT_SIZE,
     TRIPLE,
+    Dims,
     common,
     model_options,
     read_labels,
@@ -51,7 +52,12 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an artefact that is already there.")
 @model_options
 @click.option("--input-size", type=INPUT_SIZE, metavar="N|HxW", help="Pixels; the model's own size where it has one.")
-@click.option("--input-shape", type=INPUT_SHAPE, multiple=True, help="Shape of one input; repeat for each.")
+@click.option(
+    "--input-shape",
+    type=INPUT_SHAPE,
+    multiple=True,
+    help="Shape of one input, and its type if not float32; repeat for each.",
+)
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size open (ONNX).")
 @click.option("--mean", type=TRIPLE, help="Mean of the pixels, scaled to 0..1.")
 @click.option("--std", type=TRIPLE, help="Standard deviation of the pixels.")
@@ -78,7 +84,7 @@ def command(
     replace_head: bool,
     pretrained: bool,
     input_size: int | tuple[int, int] | None,
-    input_shape: Sequence[tuple[str, tuple[int, ...]]],
+    input_shape: Sequence[tuple[str, Dims]],
     dynamic_batch: bool,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -13,6 +12,7 @@ import click
 from mobilec import __version__
 from mobilec.cli.failures import run
 from mobilec.cli.output import State
+from mobilec.errors import did_you_mean
 
 HELP = """Take an efficient vision model from PyTorch to a file a phone can run, prove that the file computes the
 same thing, and say how fast it is."""
@@ -100,9 +100,8 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.modules and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0].lower(), self.modules, n=1, cutoff=0.5)
-            offer = f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(self.modules)}"
-            raise click.UsageError(f"no command {args[0]!r}{offer}", ctx)
+            offer = did_you_mean(args[0], self.modules, f"there is {', '.join(self.modules)}")
+            raise click.UsageError(f"no command {args[0]!r}; {offer}", ctx)
         state = ctx.find_object(State)
         if state is not None and args:
             state.command = args[0]

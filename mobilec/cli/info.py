@@ -11,7 +11,7 @@ import click
 
 from mobilec.cli.costs import Group, by_kind, by_stage
 from mobilec.cli.group import Verb, described
-from mobilec.cli.options import INPUT_SHAPE, INPUT_SIZE, common, model_options, unique_shapes
+from mobilec.cli.options import INPUT_SHAPE, INPUT_SIZE, Dims, common, model_options, unique_shapes
 from mobilec.cli.output import State, emit, noise_to_stderr
 from mobilec.cli.progress import stages
 from mobilec.passes.evidence import Cost, TensorSpec
@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="MODEL|ARTEFACT")
 @model_options
 @click.option("--input-size", type=INPUT_SIZE, metavar="N|HxW", help="Pixels; the model's own size where it has one.")
-@click.option("--input-shape", type=INPUT_SHAPE, multiple=True, help="Shape of one input; repeat for each.")
+@click.option(
+    "--input-shape",
+    type=INPUT_SHAPE,
+    multiple=True,
+    help="Shape of one input, and its type if not float32; repeat for each.",
+)
 @click.option(
     "--by", type=click.Choice(["stage", "op"]), default="stage", show_default=True, help="How to add up costs."
 )
@@ -50,7 +55,7 @@ def command(
     replace_head: bool,
     pretrained: bool,
     input_size: int | tuple[int, int] | None,
-    input_shape: Sequence[tuple[str, tuple[int, ...]]],
+    input_shape: Sequence[tuple[str, Dims]],
     by: str,
 ) -> None:
     """Show parameters, multiply-accumulates (MACs) and where they are spent; or the facts of an exported artefact.

@@ -49,21 +49,26 @@ class InputSize(click.ParamType):
         return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+Dims = tuple[int | str, ...]  # sizes, and behind them the type where one was given
+
+
 class InputShape(click.ParamType):
-    """``NAME:1,3,224,224``."""
+    """``NAME:1,3,224,224`` or ``NAME:1,77:int64``."""
 
-    name = "NAME:DIMS"
+    name = "NAME:DIMS[:TYPE]"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Dims]:
         if not isinstance(value, str):
             return value
         name, colon, dims = value.rpartition(":")
+        types: tuple[str, ...] = ()
+        if dims[:1].isalpha():
+            types = (dims,)
+            name, colon, dims = name.rpartition(":")
         parts = [part.strip() for part in dims.split(",")]
         if not colon or not name or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is not a shape; write NAME:DIMS, for example x:1,3,224,224", param, ctx)
-        return name, tuple(int(part) for part in parts)
+        return name, (*(int(part) for part in parts), *types)
 
 
 class Triple(click.ParamType):
@@ -121,9 +126,9 @@ def model_options(command: Any) -> Any:
     return command
 
 
-def unique_shapes(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]] | None:
+def unique_shapes(shapes: Sequence[tuple[str, Dims]]) -> dict[str, Dims] | None:
     """The repeated ``--input-shape`` as a mapping, None without any. Raises UsageError for a name given twice."""
-    table: dict[str, tuple[int, ...]] = {}
+    table: dict[str, Dims] = {}
     for name, dims in shapes:
         if name in table:
             raise UsageError(f"--input-shape names {name!r} twice", hint="give each input one shape")

@@ -42,7 +42,7 @@ def compile(
     to: str,
     out: str | Path,
     input_size: int | tuple[int, int] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
     replace_head: bool = False,
@@ -65,7 +65,8 @@ def compile(
         model: a module (float32, on the CPU), a zoo name, ``path/to/file.py:callable`` or ``timm:NAME``.
         to: backend, ``onnx`` or ``coreml``. out: folder to write; appears whole or not at all.
         input_size: pixels, ``N`` or ``(height, width)``; the model's own resolution by default.
-        input_shapes: name to shape, for modules that do not take one image.
+        input_shapes: name to shape, for modules that do not take one image; a type may stand behind the numbers, as in
+            ``{"tokens": (1, 77, "int64")}``.
         checkpoint / num_classes / replace_head / pretrained: for models given by name.
         precision: ``fp32`` or ``fp16``; by default fp32 for ONNX, fp16 for Core ML.
         target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for Core ML.

@@ -1,8 +1,13 @@
-"""Example inputs for any module, from ``--input-size`` or ``--input-shape``."""
+"""Example inputs for any module, from ``--input-size`` or ``--input-shape``.
+
+A shape is a sequence of whole numbers, with the name of a type behind them where it is not float32:
+``(1, 77, "int64")``.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,21 +21,26 @@ MAX_SIDE = 8192
 MAX_ELEMENTS = 2**28  # 1 GiB in float32
 CHANNELS = 3
 SEED = 0
+TYPES = ("float32", "int64", "int32", "uint8", "bool")
+
+Shape = tuple[tuple[int, ...], str]  # sizes and type
 
 
 def example_inputs(
     module: nn.Module,
     *,
     input_size: int | tuple[int, int] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Float32 standard normal tensors (seeded) in the order of ``forward``'s arguments.
+    """Seeded tensors in the order of ``forward``'s arguments: standard normal, or 0 and 1 where they are no floats.
+
+    Zero and one are valid as truth values and as indices into anything with two rows.
 
     Args:
         module: with ``.provenance`` its resolution is the default size.
         input_size: side of a square, or ``(height, width)``, in pixels, for modules that take one image
             ``[1, 3, H, W]``.
-        input_shapes: argument name to shape, for all other modules.
+        input_shapes: argument name to shape (see above), for all other modules.
 
     Raises:
         UsageError: sizes that make no sense, names that ``forward`` does not have, or nothing to go by.
@@ -41,17 +51,19 @@ def example_inputs(
     _check_python(module)
     _check_weights(module)
     generator = torch.Generator().manual_seed(SEED)
-    shapes = input_shapes_of(module, input_size=input_size, input_shapes=input_shapes)
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    examples = []
+    for shape, dtype in _shapes(module, input_size=input_size, input_shapes=input_shapes):
+        values = torch.randn(shape, generator=generator)
+        examples.append(values if dtype == "float32" else (values > 0).to(getattr(torch, dtype)))
+    return tuple(examples)
 
 
-def input_shapes_of(
+def _shapes(
     module: nn.Module,
     *,
     input_size: int | tuple[int, int] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[tuple[int, ...], ...]:
-    """The shapes of `example_inputs`, without making them."""
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
+) -> tuple[Shape, ...]:
     required, optional = _arguments(module)
     if input_shapes is not None:
         if input_size is not None:
@@ -72,7 +84,7 @@ def input_shapes_of(
             hint="pass --input-size N or HxW for an image, --input-shape NAME:DIMS for anything else",
         )
     height, width = _size(input_size)
-    return ((1, CHANNELS, height, width),)
+    return (((1, CHANNELS, height, width), "float32"),)
 
 
 def _arguments(module: nn.Module) -> tuple[list[str], list[str]]:
@@ -93,8 +105,8 @@ def _arguments(module: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def _named_shapes(
-    required: list[str], optional: list[str], given: Mapping[str, Sequence[int]]
-) -> tuple[tuple[int, ...], ...]:
+    required: list[str], optional: list[str], given: Mapping[str, Sequence[int | str]]
+) -> tuple[Shape, ...]:
     names = [*required, *optional]
     unknown = [name for name in given if name not in names]
     if unknown:
@@ -114,15 +126,20 @@ def _named_shapes(
     return tuple(_shape(name, given[name]) for name in wanted)
 
 
-def _shape(name: str, dims: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(dims, str) or not all(type(dim) is int and dim >= 1 for dim in dims):
-        raise UsageError(f"shape of input {name!r} is {dims!r}, expected whole numbers of at least 1")
-    elements = 1
-    for dim in dims:
-        elements *= dim
+def _shape(name: str, given: Sequence[int | str]) -> Shape:
+    if isinstance(given, str):
+        raise UsageError(f"shape of input {name!r} is {given!r}, expected whole numbers of at least 1")
+    *dims, last = given or (1,)
+    dtype = last if isinstance(last, str) else "float32"
+    sizes = [size for size in (dims if isinstance(last, str) else given) if type(size) is int and size >= 1]
+    if len(sizes) + isinstance(last, str) != len(given):
+        raise UsageError(f"shape of input {name!r} is {given!r}, expected whole numbers of at least 1")
+    if dtype not in TYPES:
+        raise UsageError(f"type of input {name!r} is {dtype!r}, expected one of {', '.join(TYPES)}")
+    elements = math.prod(sizes)
     if elements > MAX_ELEMENTS:
         raise UsageError(f"shape of input {name!r} has {elements:.3g} elements, the most is {MAX_ELEMENTS:.3g}")
-    return tuple(dims)
+    return tuple(sizes), dtype
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mobilec.errors import UsageError
-from mobilec.export.closest import closest
+from mobilec.errors import UsageError, did_you_mean
 from mobilec.export.writers import Writer
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def make_plan(
 def _one_of(what: str, value: str, known: Sequence[str], whose: str = "") -> str:
     if value not in known:
         raise UsageError(
-            f"unknown {what} {value!r}{whose}, expected one of {', '.join(known)}", hint=closest(value, known)
+            f"unknown {what} {value!r}{whose}, expected one of {', '.join(known)}", hint=did_you_mean(value, known)
         )
     return value
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mobilec.errors import UsageError
+from mobilec.errors import UsageError, did_you_mean
 from mobilec.export import to_coreml, to_onnx
-from mobilec.export.closest import closest
 from mobilec.export.request import WriteRequest, Written
 
 
@@ -78,6 +77,6 @@ def find_writer(name: str) -> Writer:
     """The backend called ``name``. Raises UsageError offering the closest names."""
     if name not in _by_name:
         raise UsageError(
-            f"unknown backend {name!r}, expected one of {', '.join(_by_name)}", hint=closest(name, _by_name)
+            f"unknown backend {name!r}, expected one of {', '.join(_by_name)}", hint=did_you_mean(name, _by_name)
         )
     return _by_name[name]

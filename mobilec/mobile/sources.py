@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from mobilec.errors import UsageError
+from mobilec.errors import UsageError, did_you_mean
 from mobilec.mobile.checkpoint import load_checkpoint
 from mobilec.mobile.create import check_count, create_model
 from mobilec.mobile.fingerprint import attach, provenance_of
@@ -63,8 +62,7 @@ def resolve_model(
         path, name = spec, ""
     if path.endswith(".py"):
         return _file_model(spec, path, name, checkpoint, num_classes, replace_head, seed)
-    close = difflib.get_close_matches(spec.lower(), list_models(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "`mobilec models` lists the zoo"
+    hint = did_you_mean(spec, list_models(), "`mobilec models` lists the zoo")
     if spec.endswith((".pth", ".pt", ".bin", ".safetensors")):
         hint = "a weights file goes with --checkpoint, after the model's name"
     raise UsageError(f"unknown model {spec!r}, {_FORMS}", hint=hint)

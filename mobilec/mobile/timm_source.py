@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mobilec.errors import ModelError, UsageError
+from mobilec.errors import ModelError, UsageError, did_you_mean
 from mobilec.mobile.checkpoint import load_checkpoint
 from mobilec.mobile.fingerprint import attach
 from mobilec.mobile.initialise import draw_weights
@@ -38,9 +37,7 @@ def timm_model(
     timm = _timm()
     name = spec.removeprefix("timm:")
     if not timm.is_model(name):
-        known = timm.list_models()
-        close = difflib.get_close_matches(name.partition(".")[0].lower(), known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(f'timm:{other}' for other in close)}?" if close else ""
+        hint = did_you_mean(name.partition(".")[0], timm.list_models())
         raise UsageError(f"timm {timm.__version__} has no model {name!r}", hint=hint)
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib.util
 import inspect
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mobilec.errors import ModelError, UsageError
+from mobilec.errors import ModelError, UsageError, did_you_mean
 from mobilec.mobile.text import first_line, printable
 
 
@@ -162,7 +161,4 @@ def _defined(file: Path) -> list[str]:
 
 
 def _offer(defined: list[str], name: str) -> str:
-    close = difflib.get_close_matches(name, defined, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {', '.join(close)}?"
-    return f"it defines {', '.join(defined[:6])}" if defined else ""
+    return did_you_mean(name, defined, f"it defines {', '.join(defined[:6])}" if defined else "")

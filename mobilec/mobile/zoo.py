@@ -5,13 +5,12 @@ A variant is a few numbers; its family's file turns them into a module.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mobilec.errors import UsageError
+from mobilec.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -362,6 +361,4 @@ def find_variant(name: str) -> tuple[Family, Variant]:
     """The row called ``name``. Raises UsageError that offers the closest names."""
     if name in _TABLE:
         return _TABLE[name]
-    close = difflib.get_close_matches(name.lower(), _TABLE, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "`mobilec models` lists all names"
-    raise UsageError(f"unknown model {name!r}", hint=hint)
+    raise UsageError(f"unknown model {name!r}", hint=did_you_mean(name, _TABLE, "`mobilec models` lists all names"))

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
@@ -66,15 +68,36 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_ba
         raise CaptureError(f"{type(module).__name__}.forward returns no tensor", hint="return what it computes")
     unknown = next((node for node in program.graph.nodes if _has_unknown_size(node.meta.get("val"))), None)
     if unknown is not None:
-        stack = list((unknown.meta.get("nn_module_stack") or {}).values())
-        where = f" (in '{stack[-1][0]}')" if stack and stack[-1][0] else ""
         raise CaptureError(
             f"cannot capture {type(module).__name__}: the size of what {unknown.target} gives depends on the values of "
-            f"a tensor{where}",
+            f"a tensor{_inside(unknown)}",
             hint="keep sizes fixed (torch.where, topk), or leave that part outside forward",
+        )
+    drawing = next((node for node in program.graph.nodes if _draws_numbers(node)), None)
+    if drawing is not None:
+        raise CaptureError(
+            f"{type(module).__name__}.forward draws random numbers ({drawing.target}{_inside(drawing)}), "
+            "so that no two runs agree",
+            hint="switch it off in eval mode, F.dropout(x, p, self.training) say, or make the numbers an input",
         )
     _rename_tensors(program)
     return _without_own_types(program)
+
+
+def _inside(node: Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return f" in '{stack[-1][0]}'" if stack and stack[-1][0] else ""
+
+
+def _draws_numbers(node: Node) -> bool:
+    """Whether a node gives other numbers each time; a dropout that is switched off does not."""
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    arguments = node.target._schema.arguments
+    values = {argument.name: argument.default_value for argument in arguments}
+    values |= dict(zip(values, node.args, strict=False)) | dict(node.kwargs)
+    switched_off = False in (values.get("train"), values.get("training")) or values.get("dropout_p") == 0.0
+    return bool(node.users) and not switched_off
 
 
 def _rename_tensors(program: ExportedProgram) -> None:
@@ -167,7 +190,7 @@ def _explained(module: nn.Module, inputs: tuple[Any, ...], error: BaseException)
         if own is not None:
             cause, place = _first_line(own), _place(module, own.__traceback__) or place
             found = ", ".join(_described(value) for value in inputs)
-            hint = f"forward itself fails on {found}: check the input size{_other_types(own)}"
+            hint = f"forward itself fails on {found}, outside any export: is that an input it takes?{_other_types(own)}"
     where = f" (in {place})" if place else ""
     return CaptureError(f"cannot capture {name}: {cause}{where}", hint=hint, detail=text)
 
@@ -210,9 +233,9 @@ def _own_failure(module: nn.Module, inputs: tuple[Any, ...]) -> BaseException | 
 
 
 def _other_types(error: BaseException) -> str:
-    """A word for those whose forward takes indices or flags: examples are float32."""
+    """A word for those whose forward takes indices or flags: examples are float32 unless told otherwise."""
     asks = re.search(r"\b(Long|Int|Bool|int64|int32|scalar types?|tensors used as indices)\b", str(error))
-    return "; inputs of other types than float32 need a wrapper that converts them" if asks else ""
+    return " A type stands behind the sizes: --input-shape NAME:DIMS:int64" if asks else ""
 
 
 def _place(module: nn.Module, traceback: TracebackType | None) -> str:
@@ -250,7 +273,7 @@ def input_specs(program: ExportedProgram) -> tuple[TensorSpec, ...]:
     given = [spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
     called = _argument_names(program, len(given))
     return tuple(
-        _spec(name or arg.name, placeholders[arg.name].meta["val"], names)
+        _spec(_identifier(name or arg.name), placeholders[arg.name].meta["val"], names)
         for name, arg in zip(called, given, strict=True)
         if isinstance(arg, TensorArgument)
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mobilec.errors import UsageError
+from mobilec.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from mobilec.passes.rule import Rule
@@ -66,16 +65,15 @@ def select(rules: Sequence[Rule], skip: Iterable[str] = ()) -> tuple[Rule, ...]:
     skipped = set(skip)
     for name in sorted(skipped):
         if name not in known:
-            raise UsageError(f"no rule is called {name!r}", hint=_closest(name, known))
+            raise UsageError(f"no rule is called {name!r}", hint=_offer(name, known))
     return tuple(rule for rule in rules if rule.name not in skipped)
 
 
 def _find(target: str) -> Target:
     if target not in TARGETS:
-        raise UsageError(f"no target is called {target!r}", hint=_closest(target, list(TARGETS)))
+        raise UsageError(f"no target is called {target!r}", hint=_offer(target, TARGETS))
     return TARGETS[target]
 
 
-def _closest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+def _offer(name: str, known: Collection[str]) -> str:
+    return did_you_mean(name, known, f"there are {', '.join(known)}")

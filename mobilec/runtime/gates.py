@@ -2,10 +2,10 @@
 
 fp32: ``|a - b| <= atol + rtol * |b|`` at every element, 1e-4 and 1e-4, with two corrections for scale. An absolute
 limit alone would let probabilities of a thousand classes be 10 % wrong: so the largest error must also be within 1e-4
-of the sample's largest value. And it would fail correct files with large outputs, because float32 sums in another
-order differ by up to 2e-5 of the largest value: so atol is at least that. (shvit_s1 over 500 images: up to 5e-6 of it,
-and 1.7e-4 in absolute terms at an image whose largest logit was 124.) Whoever gives an atol or rtol is judged by these
-alone, to the letter.
+of the output's largest value in any sample. And it would fail correct files with large outputs, because float32 sums
+in another order differ by up to 2e-5 of the largest value: so atol is at least that. (shvit_s1 over 500 images: up to
+5e-6 of it, and 1.7e-4 in absolute terms at an image whose largest logit was 124.) Whoever gives an atol or rtol is
+judged by these alone, to the letter.
 
 fp16: per-element PSNR of at least 40 dB and cosine of at least 0.999, for every sample.
 

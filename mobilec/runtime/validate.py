@@ -17,7 +17,7 @@ from mobilec.runtime.data import count_samples
 from mobilec.runtime.gates import RTOL, Gate, Policy, at_most, failures, policy_for
 from mobilec.runtime.images import batches, find_images
 from mobilec.runtime.load import as_artifact, load, load_reference
-from mobilec.runtime.parity import Comparison, OutputSummary, Row
+from mobilec.runtime.parity import Comparison, OutputSummary, Row, worst_relative
 from mobilec.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Validation:
         samples: "probes" (built-in), "images" or "images and probes": what ``rows`` were measured on.
         rows: one for each output of each sample; the data set's images are in ``outputs`` and ``accuracy`` only.
         outputs: the worst of all samples, data set included, for each output.
-        worst_relative: the largest absolute error over the output's peak, None when nothing finite was compared.
+        worst_relative: an output's largest error over its largest value, of all samples; None when nothing finite was
+            compared.
         unreadable: images given that could not be decoded.
         passed: every required gate.
     """
@@ -150,7 +151,7 @@ def validate(
         threads=used,
         gates=gates,
         passing=_passing(outputs, policy),
-        worst_relative=_worst_relative(outputs),
+        worst_relative=worst_relative(outputs),
         outputs=outputs,
         samples=samples,
         rows=tuple(rows),
@@ -244,19 +245,6 @@ def _passing(outputs: Sequence[OutputSummary], policy: Policy) -> Passing:
         psnr_db=None if None in levels else min((v for v in levels if v is not None), default=None),
         cosine=None if None in cosines else min((v for v in cosines if v is not None), default=None),
     )
-
-
-def _worst_relative(outputs: Sequence[OutputSummary]) -> float | None:
-    """Largest error of an output over the largest value of that output, the greatest of all outputs."""
-    worst = 0.0
-    for output in outputs:
-        if output.metrics.max_abs is None or output.metrics.peak is None:
-            return None
-        if output.metrics.max_abs:
-            if not output.metrics.peak:
-                return None
-            worst = max(worst, output.metrics.max_abs / output.metrics.peak)
-    return worst
 
 
 def _warnings(

@@ -200,4 +200,4 @@ def test_a_folder_called_like_a_model_is_reached_by_its_path(
 def test_info_of_an_unknown_model_offers_names(run: Callable) -> None:
     done = run("info", "shvit_s9")
     assert done.code == 2
-    assert "did you mean shvit_s" in done.stderr
+    assert "did you mean shvit_s4, shvit_s3 or shvit_s2?" in done.stderr

@@ -72,7 +72,7 @@ def test_no_command_shows_the_help_as_wrong_usage(run: Callable) -> None:
 def test_mistyped_commands_are_guessed(run: Callable, typed: str, meant: str) -> None:
     done = run(typed)
     assert done.code == 2
-    assert f"did you mean '{meant}'?" in done.stderr
+    assert f"did you mean {meant}?" in done.stderr
 
 
 def test_unlike_commands_are_not_guessed(run: Callable) -> None:

@@ -74,6 +74,26 @@ def test_several_inputs(options: dict[str, Any], words: str) -> None:
         example_inputs(Pair(), **options)
 
 
+def test_types_stand_behind_the_sizes() -> None:
+    image, mask = example_inputs(Pair(), input_shapes={"image": (2, 3), "mask": (64, "int64")})
+    assert image.dtype == torch.float32
+    assert mask.dtype == torch.int64
+    assert set(mask.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((4, "int7"), "type of input 'mask' is 'int7', expected one of float32, int64"),
+        (("int64", 4), "expected whole numbers"),
+        ("int64", "expected whole numbers"),
+    ],
+)
+def test_types_that_mean_nothing(shape: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        example_inputs(Pair(), input_shapes={"image": (2, 3), "mask": shape})
+
+
 class Nothing(nn.Module):
     def forward(self) -> Tensor:
         return torch.ones(1)

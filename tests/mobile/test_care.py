@@ -8,21 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobilec.mobile import care
-from mobilec.mobile.care import CARE, TokenMixer, linear_attention
+from mobilec.mobile.care import TokenMixer, linear_attention
 from mobilec.mobile.zoo import find_variant, list_models
 from support.reference import load_reference, reference_input
-from support.zoo import (
-    build,
-    build_golden,
-    capture_any_batch,
-    highest_rank,
-    image,
-    operators,
-    relative_gap,
-    shapes,
-    untouched_by_training_step,
-    without,
-)
+from support.zoo import build, build_golden, image, relative_gap, shapes
 
 SMALLEST = "care_s0"
 
@@ -136,63 +125,6 @@ def test_a_wrong_norm_eps_is_seen(norm: str, eps: float) -> None:
 def test_a_wrong_attention_eps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(care, "ATTENTION_EPS", 1e-5)
     assert golden_gap(build_golden(SMALLEST).double()) > 1e-8
-
-
-def test_features_are_the_stage_maps() -> None:
-    """The last one is the tensor handed to the heads: four times the stage's 256 channels."""
-    full, trunk = build_golden(SMALLEST), build_golden(SMALLEST, features_only=True)
-    assert shapes(trunk.state_dict()) == shapes(without(full.state_dict(), CARE.HEAD_PREFIXES))
-    with torch.no_grad():
-        maps = trunk(image(1, 96, 160))
-        logits = full(image(1, 96, 160))
-        pooled = maps[-1].mean((2, 3))
-        again = (full.head(pooled) + full.dist_head(pooled)) / 2
-    assert [tuple(m.shape) for m in maps] == [(1, 32, 24, 40), (1, 64, 12, 20), (1, 128, 6, 10), (1, 1024, 3, 5)]
-    assert torch.equal(logits, again)
-
-
-def test_classifiers_alone_depend_on_the_class_count() -> None:
-    with torch.device("meta"):
-        thousand, seven = (shapes(build(SMALLEST, num_classes=n).state_dict()) for n in (1000, 7))
-    changed = {key for key in thousand if thousand[key] != seven[key]}
-    assert changed == {key for key in thousand if key.startswith(CARE.CLASSIFIER_PREFIXES)}
-    assert seven["head.fc.weight"] == seven["dist_head.fc.weight"] == (7, 1024)
-
-
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (73, 101)])
-def test_captures_with_any_batch(height: int, width: int) -> None:
-    model = build_golden(SMALLEST)
-    program = capture_any_batch(model, height, width)
-    assert highest_rank(program) <= 4
-    assert not operators(program) & {"alias", "index", "gather", "permute", "item", "_local_scalar_dense"}
-    module = program.module()
-    with torch.no_grad():
-        for batch in (1, 3):
-            x = image(batch, height, width, seed=batch)
-            assert relative_gap(module(x), model(x)) < 1e-5
-
-
-def test_features_capture() -> None:
-    program = capture_any_batch(build_golden(SMALLEST, features_only=True), 96, 160)
-    assert [tuple(m.shape[1:]) for m in program.module()(image(1, 96, 160))][-1] == (1024, 3, 5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (100, 70)])
-def test_odd_sizes_and_batches(height: int, width: int) -> None:
-    model = build_golden(SMALLEST)
-    x = image(3, height, width)
-    kept = x.clone()
-    with torch.no_grad():
-        together = model(x)
-        apart = torch.cat([model(one) for one in x.split(1)])
-    assert together.shape == (3, 1000)
-    assert relative_gap(apart, together) < 1e-5
-    assert torch.equal(x, kept)
-
-
-def test_every_parameter_trains() -> None:
-    model = build(SMALLEST, num_classes=5)
-    assert untouched_by_training_step(model, image(4, 64, 64), torch.arange(4)) == []
 
 
 def test_both_heads_count_in_train_mode() -> None:

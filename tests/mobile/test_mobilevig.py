@@ -5,20 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobilec.mobile.mobilevig import MobileViG, max_relative
+from mobilec.mobile.mobilevig import max_relative
 from mobilec.mobile.zoo import list_models
-from support.zoo import (
-    build,
-    build_golden,
-    capture_any_batch,
-    highest_rank,
-    image,
-    operators,
-    relative_gap,
-    shapes,
-    untouched_by_training_step,
-    without,
-)
+from support.zoo import build, image, shapes
 
 SMALLEST = "mobilevig_ti"
 
@@ -62,62 +51,6 @@ def test_names_of_the_unpublished_variants_follow_the_rule(name: str) -> None:
     assert f"local_backbone.{last - 1}.layer_scale_2" in state
     assert state["prediction.1.weight"] == (embedding, channels, 1, 1)
     assert state["dist_head.weight"] == (1000, embedding, 1, 1)
-
-
-def test_features_are_the_stage_maps() -> None:
-    full, trunk = build_golden(SMALLEST), build_golden(SMALLEST, features_only=True)
-    assert shapes(trunk.state_dict()) == shapes(without(full.state_dict(), MobileViG.HEAD_PREFIXES))
-    with torch.no_grad():
-        maps = trunk(image(1, 96, 160))
-        logits = full(image(1, 96, 160))
-        pooled = full.prediction(maps[-1])
-        again = ((full.head(pooled) + full.dist_head(pooled)) / 2).flatten(1)
-    assert [tuple(m.shape) for m in maps] == [(1, 42, 24, 40), (1, 84, 12, 20), (1, 168, 6, 10), (1, 256, 3, 5)]
-    assert torch.equal(logits, again)
-
-
-def test_classifiers_alone_depend_on_the_class_count() -> None:
-    with torch.device("meta"):
-        thousand, seven = (shapes(build(SMALLEST, num_classes=n).state_dict()) for n in (1000, 7))
-    changed = {key for key in thousand if thousand[key] != seven[key]}
-    assert changed == {key for key in thousand if key.startswith(MobileViG.CLASSIFIER_PREFIXES)}
-    assert seven["head.weight"] == seven["dist_head.weight"] == (7, 512, 1, 1)
-
-
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (96, 160)])
-def test_captures_with_any_batch(height: int, width: int) -> None:
-    model = build_golden(SMALLEST)
-    program = capture_any_batch(model, height, width)
-    assert highest_rank(program) <= 4
-    assert not operators(program) & {"roll", "index", "gather", "item", "_local_scalar_dense"}
-    module = program.module()
-    with torch.no_grad():
-        for batch in (1, 3):
-            x = image(batch, height, width, seed=batch)
-            assert relative_gap(module(x), model(x)) < 1e-5
-
-
-def test_features_capture() -> None:
-    program = capture_any_batch(build_golden(SMALLEST, features_only=True), 96, 160)
-    assert [tuple(m.shape[1:]) for m in program.module()(image(1, 96, 160))][-1] == (256, 3, 5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (100, 70)])
-def test_odd_sizes_and_batches(height: int, width: int) -> None:
-    model = build_golden(SMALLEST)
-    x = image(3, height, width)
-    kept = x.clone()
-    with torch.no_grad():
-        together = model(x)
-        apart = torch.cat([model(one) for one in x.split(1)])
-    assert together.shape == (3, 1000)
-    assert relative_gap(apart, together) < 1e-5
-    assert torch.equal(x, kept)
-
-
-def test_every_parameter_trains() -> None:
-    model = build(SMALLEST, num_classes=5)
-    assert untouched_by_training_step(model, image(4, 64, 64), torch.arange(4)) == []
 
 
 def test_both_heads_count_in_train_mode() -> None:

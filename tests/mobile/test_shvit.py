@@ -3,20 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobilec.mobile.shvit import SHSA, SHViT, SqueezeExcite
+from mobilec.mobile.shvit import SHSA, SqueezeExcite
 from mobilec.mobile.zoo import find_variant, list_models
-from support.zoo import (
-    build,
-    build_golden,
-    capture_any_batch,
-    highest_rank,
-    image,
-    operators,
-    relative_gap,
-    shapes,
-    untouched_by_training_step,
-    without,
-)
+from support.zoo import build, image, relative_gap, shapes
 
 SMALLEST = "shvit_s1"
 
@@ -60,61 +49,6 @@ def test_names_of_the_unpublished_variants_follow_the_rule(name: str) -> None:
         qkv = state.get(f"blocks{stage}.{last}.mixer.m.qkv.c.weight")
         assert qkv == (None if stage == 1 else (32 + partial, partial, 1, 1))
     assert state["head.l.weight"] == (1000, config["channels"][-1])
-
-
-def test_features_are_the_stage_maps() -> None:
-    full, trunk = build_golden(SMALLEST), build_golden(SMALLEST, features_only=True)
-    assert shapes(trunk.state_dict()) == shapes(without(full.state_dict(), SHViT.HEAD_PREFIXES))
-    with torch.no_grad():
-        maps = trunk(image(1, 96, 160))
-        logits = full(image(1, 96, 160))
-        again = full.head(maps[-1].mean((2, 3)))
-    assert [tuple(m.shape) for m in maps] == [(1, 128, 6, 10), (1, 224, 3, 5), (1, 320, 2, 3)]
-    assert torch.equal(logits, again)
-
-
-def test_classifier_alone_depends_on_the_class_count() -> None:
-    with torch.device("meta"):
-        thousand, seven = (shapes(build(SMALLEST, num_classes=n).state_dict()) for n in (1000, 7))
-    changed = {key for key in thousand if thousand[key] != seven[key]}
-    assert changed == {key for key in thousand if key.startswith(SHViT.CLASSIFIER_PREFIXES)}
-    assert seven["head.l.weight"] == (7, 320)
-
-
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (96, 160)])
-def test_captures_with_any_batch(height: int, width: int) -> None:
-    model = build_golden(SMALLEST)
-    program = capture_any_batch(model, height, width)
-    assert highest_rank(program) <= 4
-    assert not operators(program) & {"index", "gather", "item", "_local_scalar_dense"}
-    module = program.module()
-    with torch.no_grad():
-        for batch in (1, 3):
-            x = image(batch, height, width, seed=batch)
-            assert relative_gap(module(x), model(x)) < 1e-5
-
-
-def test_features_capture() -> None:
-    program = capture_any_batch(build_golden(SMALLEST, features_only=True), 96, 160)
-    assert [tuple(m.shape[1:]) for m in program.module()(image(1, 96, 160))][-1] == (320, 2, 3)
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (100, 70)])
-def test_odd_sizes_and_batches(height: int, width: int) -> None:
-    model = build_golden(SMALLEST)
-    x = image(3, height, width)
-    kept = x.clone()
-    with torch.no_grad():
-        together = model(x)
-        apart = torch.cat([model(one) for one in x.split(1)])
-    assert together.shape == (3, 1000)
-    assert relative_gap(apart, together) < 1e-5
-    assert torch.equal(x, kept)
-
-
-def test_every_parameter_trains() -> None:
-    model = build(SMALLEST, num_classes=5)
-    assert untouched_by_training_step(model, image(4, 64, 64), torch.arange(4)) == []
 
 
 def test_a_few_steps_learn_the_batch() -> None:

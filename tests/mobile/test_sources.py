@@ -56,8 +56,8 @@ def test_zoo_names() -> None:
 @pytest.mark.parametrize(
     ("spec", "hint"),
     [
-        ("shvit_s9", "did you mean shvit_s"),
-        ("SHViT_S1", "did you mean shvit_s1"),
+        ("shvit_s9", "did you mean shvit_s4, shvit_s3 or shvit_s2?"),
+        ("SHViT_S1", "did you mean shvit_s1?"),
         ("qqqqqqqq", "`mobilec models` lists the zoo"),
         ("", "`mobilec models` lists the zoo"),
         ("net.PY:make", "`mobilec models`"),
@@ -378,7 +378,7 @@ def test_timm_checkpoints_know_their_classifier(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fake_timm")
 def test_timm_names_and_failures() -> None:
     error = refused("timm:tinynet_c")
-    assert "timm 9.9 has no model 'tinynet_c'; did you mean timm:tinynet_" in str(error)
+    assert "timm 9.9 has no model 'tinynet_c'; did you mean tinynet_b or tinynet_a?" in str(error)
     assert refused("timm:qqqq").hint == ""
     assert "timm cannot build it: Invalid pretrained tag (bogus)" in str(refused("timm:tinynet_a.bogus", ModelError))
 

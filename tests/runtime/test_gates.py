@@ -107,6 +107,14 @@ def test_relative_gate_sees_what_an_absolute_limit_misses() -> None:
     assert not gates["relative"].passed
 
 
+def test_a_score_near_zero_in_one_image_is_no_fault() -> None:
+    b = np.array([[1e-3], [2.0]])
+    gates = compare(b, b + 5e-7)[0]  # 5e-4 of the first score, rounding for an output that reaches 2
+    assert gates["relative"].value == pytest.approx(2.5e-7)
+    assert gates["relative"].passed
+    assert not compare(b, b + np.array([[3e-4], [0.0]]))[0]["relative"].passed
+
+
 def test_large_outputs_may_round_but_no_more() -> None:
     b = np.array([[124.0, 0.0], [0.0, 124.0]])
     noise = np.array([[0.0, 1.7e-4], [0.0, 0.0]])  # 1.4e-6 of the peak, as another order of summation gives
