@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mobilec.cli.documents import check_writable, write_document
 from mobilec.cli.group import Verb, described
 from mobilec.cli.options import FOLDER, Number, common
 from mobilec.cli.output import State, emit, noise_to_stderr
@@ -42,6 +43,7 @@ GATES = {
         "Images": ("images", "data", "limit"),
         "Tolerance": ("atol", "rtol"),
         "Running": ("threads",),
+        "Result": ("save",),
     },
     examples=(
         "mobilec validate shvit_s1-onnx",
@@ -60,6 +62,7 @@ GATES = {
 @click.option("--atol", type=Number(float, 0), metavar="X", help="Absolute tolerance.  [default: 1e-4 for fp32]")
 @click.option("--rtol", type=Number(float, 0), metavar="X", help="Relative tolerance.  [default: 1e-4 for fp32]")
 @click.option("--threads", type=Number(int, 1), metavar="N", help="Threads of both sides.  [default: all cores]")
+@click.option("--save", type=FOLDER, metavar="FILE.json", help="Also write the result to a file.")
 @common
 @click.pass_obj
 def command(
@@ -72,6 +75,7 @@ def command(
     atol: float | None,
     rtol: float | None,
     threads: int | None,
+    save: Path | None,
 ) -> None:
     """Run an artefact and its reference on the same images and judge the difference.
 
@@ -82,6 +86,8 @@ def command(
     """
     if more_images and not images:
         raise click.UsageError(f"unexpected argument {more_images[0]!r}; images are given with --images")
+    if save is not None:
+        check_writable(save)
     with stages(state, "loading") as progress, noise_to_stderr():
         from mobilec.runtime.validate import validate
 
@@ -95,10 +101,13 @@ def command(
             limit=limit,
             progress=lambda done, total: progress("comparing images", done, total),
         )
+    document = asdict(result)
     if state.json:
-        emit(state, asdict(result))
+        emit(state, document)
     else:
         _show(result, artefact)
+    if save is not None:
+        write_document(save, state, document)
     result.raise_if_failed()
 
 

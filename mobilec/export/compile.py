@@ -102,7 +102,7 @@ def compile(
     module, provenance = _resolve(model, checkpoint, num_classes, replace_head, pretrained)
     image = preprocessing or provenance.preprocessing
     from mobilec.export.inputs import example_inputs
-    from mobilec.export.outputs import check_stateless
+    from mobilec.export.outputs import check_deterministic, check_stateless
     from mobilec.export.quiet import quiet
     from mobilec.export.reference import save_reference
     from mobilec.passes.capture import capture
@@ -114,6 +114,7 @@ def compile(
         with quiet():
             program = capture(module, examples, dynamic_batch=plan.dynamic_batch)
         check_stateless(program)
+        check_deterministic(program)
         inputs, outputs = _interface(program, provenance, plan, image)
         program_bytes = _tensor_bytes(program)
         folder.reserve(program_bytes * 3 if plan.writer.name == "coreml" else program_bytes * 2)

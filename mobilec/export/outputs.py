@@ -1,4 +1,4 @@
-"""What a model file can hold: tensors as outputs, and no state that lasts from one run to the next."""
+"""What a model file can hold: tensors as outputs, no state that lasts from one run to the next, no dice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mobilec.errors import ExportError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 
 def check_stateless(program: ExportedProgram) -> None:
@@ -22,6 +23,32 @@ def check_stateless(program: ExportedProgram) -> None:
                 f"forward writes to {editor.input_spec(node).target!r}, and a model file keeps nothing between runs",
                 hint="make it an input and an output, or leave the update out in eval mode",
             )
+
+
+def check_deterministic(program: ExportedProgram) -> None:
+    """Raises ExportError for a forward that draws random numbers: no two runs would agree."""
+    from mobilec.passes.provenance import module_path
+
+    drawing = next((node for node in program.graph.nodes if _draws(node)), None)
+    if drawing is not None:
+        raise ExportError(
+            f"forward draws random numbers ({drawing.target} in {module_path(drawing) or 'the model itself'}), "
+            "so that no two runs agree",
+            hint="switch it off in eval mode, F.dropout(x, p, self.training) say, or make the numbers an input",
+        )
+
+
+def _draws(node: Node) -> bool:
+    """Whether a node gives other numbers each time; a dropout that is switched off does not."""
+    import torch
+    from torch._ops import OpOverload
+
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    values = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    values |= dict(zip(values, node.args, strict=False)) | dict(node.kwargs)
+    switched_off = False in (values.get("train"), values.get("training")) or values.get("dropout_p") == 0.0
+    return bool(node.users) and not switched_off
 
 
 def tensors_only(program: ExportedProgram) -> ExportedProgram:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node
@@ -73,13 +72,6 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_ba
             f"a tensor{_inside(unknown)}",
             hint="keep sizes fixed (torch.where, topk), or leave that part outside forward",
         )
-    drawing = next((node for node in program.graph.nodes if _draws_numbers(node)), None)
-    if drawing is not None:
-        raise CaptureError(
-            f"{type(module).__name__}.forward draws random numbers ({drawing.target}{_inside(drawing)}), "
-            "so that no two runs agree",
-            hint="switch it off in eval mode, F.dropout(x, p, self.training) say, or make the numbers an input",
-        )
     _rename_tensors(program)
     return _without_own_types(program)
 
@@ -87,17 +79,6 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_ba
 def _inside(node: Node) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return f" in '{stack[-1][0]}'" if stack and stack[-1][0] else ""
-
-
-def _draws_numbers(node: Node) -> bool:
-    """Whether a node gives other numbers each time; a dropout that is switched off does not."""
-    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    arguments = node.target._schema.arguments
-    values = {argument.name: argument.default_value for argument in arguments}
-    values |= dict(zip(values, node.args, strict=False)) | dict(node.kwargs)
-    switched_off = False in (values.get("train"), values.get("training")) or values.get("dropout_p") == 0.0
-    return bool(node.users) and not switched_off
 
 
 def _rename_tensors(program: ExportedProgram) -> None:

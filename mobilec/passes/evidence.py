@@ -56,7 +56,8 @@ class PassEvidence:
         refusals: places it refused, with reasons.
         gap: largest absolute difference it made anywhere it rewrote, divided by the largest magnitude of
             that tensor; None when unproven.
-        budget: the gap the rule promises not to exceed (0 for bit-exact).
+        budget: the gap the rule promises not to exceed (0 for bit-exact), but where the captured float32 arithmetic
+            itself is noisier than that (see ``mobilec.passes.proof``).
         unexercised: rewrites whose tensors were all zero on every probe, so that the proof saw nothing of them.
         before / after: cost of the graph around the rule.
     """

@@ -166,7 +166,7 @@ def _drops(actions: Sequence[Action], wide: frozenset[Any]) -> tuple[tuple[Any, 
             case Compare(place):
                 used = [place.old, place.new]
             case CompareWide(place):
-                used = [("wide", place.old), ("wide", place.new)]
+                used = [place.old, ("wide", place.old), ("wide", place.new)]
         last.update(dict.fromkeys(used, position))
     drops: list[list[Any]] = [[] for _ in actions]
     for key, position in last.items():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EXACT = 0.0  # the same bits
 # A weight folded in float64 and rounded once differs from two roundings by a few 2^-24 a term; over the longest
 # sums in use (K = 10 000 terms) random signs make that 1e-6 of the tensor's largest value (1.5e-6 at most was seen
-# over the six families). Ten times that leaves room for a large mean that cancels.
+# over the six families). Ten times that leaves room; where a larger mean cancels, see ``proof.Verdict``.
 FOLDED_FLOAT32 = 1e-5
 # Both sides in float64 from the same tensors: only the rounding of the new weights (2^-24 each) is left. A forgotten
 # or wrong eps of 1e-5 changes a tensor by 5e-6 where variances are near one.

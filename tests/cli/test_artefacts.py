@@ -154,6 +154,16 @@ def test_accuracy_on_a_data_set(run: Callable, tiny: Path, tmp_path: Path) -> No
     assert "Both choose the same class on 10 of 10 images" in done.stdout
 
 
+def test_a_validation_can_be_saved_failed_or_not(run: Callable, tiny: Path, tmp_path: Path) -> None:
+    for options, code in (((), 0), (("--atol", "0", "--rtol", "0"), 3)):
+        done = run("validate", tiny, *options, "--save", tmp_path / "result.json", "--json")
+        assert done.code == code
+        saved = json.loads((tmp_path / "result.json").read_text())
+        assert saved == done.document
+        assert saved["passed"] is (code == 0)
+    assert run("validate", tiny, "--save", tmp_path / "missing" / "x.json").code == 2
+
+
 def test_several_images_after_one_option(run: Callable, tiny: Path, tmp_path: Path) -> None:
     folder = _pictures(tmp_path / "data")
     images = sorted(folder.rglob("*.png"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilec.errors import ExportError
-from mobilec.export.outputs import check_stateless, tensors_only
+from mobilec.export.outputs import check_deterministic, check_stateless, tensors_only
 from mobilec.passes.capture import capture, output_specs
 
 X = torch.ones(2, 3)
@@ -72,3 +72,34 @@ def test_what_is_no_tensor_goes_and_the_rest_stays() -> None:
 def test_tensors_alone_are_left_as_they_are() -> None:
     program = capture(Returns(), (X,))
     assert tensors_only(program) is program
+
+
+class _Draws(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.how:
+            case "forgotten flag":
+                return nn.functional.dropout(x, 0.5)
+            case "noise":
+                return x + torch.randn_like(x)
+            case "attention":
+                return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+            case "heeds eval":
+                return nn.functional.rrelu(nn.functional.dropout(x, 0.5, self.training))
+            case _:
+                torch.rand(3)  # read by nobody
+                return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize("how", ["forgotten flag", "noise", "attention"])
+def test_random_numbers_at_inference_are_refused(how: str) -> None:
+    with pytest.raises(ExportError, match=r"forward draws random numbers \(aten\."):
+        check_deterministic(capture(_Draws(how), (torch.ones(1, 2, 4, 4),)))
+
+
+@pytest.mark.parametrize("how", ["heeds eval", "unused"])
+def test_randomness_that_is_switched_off_is_none(how: str) -> None:
+    check_deterministic(capture(_Draws(how), (torch.ones(1, 2, 4, 4),)))

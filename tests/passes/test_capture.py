@@ -284,38 +284,6 @@ def test_output_types() -> None:
     assert [spec.shape for spec in output_specs(program)] == [(2, 3), (2, 3), (), (2, 3)]
 
 
-class _Draws(nn.Module):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
-    def forward(self, x: Tensor) -> Tensor:
-        match self.how:
-            case "forgotten flag":
-                return nn.functional.dropout(x, 0.5)
-            case "noise":
-                return x + torch.randn_like(x)
-            case "attention":
-                return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
-            case "heeds eval":
-                return nn.functional.rrelu(nn.functional.dropout(x, 0.5, self.training))
-            case _:
-                torch.rand(3)  # read by nobody
-                return nn.functional.scaled_dot_product_attention(x, x, x)
-
-
-@pytest.mark.parametrize("how", ["forgotten flag", "noise", "attention"])
-def test_random_numbers_at_inference_are_refused(how: str) -> None:
-    with pytest.raises(CaptureError, match=r"forward draws random numbers \(aten\."):
-        capture(_Draws(how), (torch.ones(1, 2, 4, 4),))
-
-
-@pytest.mark.parametrize("how", ["heeds eval", "unused"])
-def test_randomness_that_is_switched_off_is_none(how: str) -> None:
-    x = torch.ones(1, 2, 4, 4)
-    assert torch.equal(capture(_Draws(how), (x,)).module()(x), _Draws(how).eval()(x))
-
-
 def test_argument_names_become_identifiers_everywhere() -> None:
     class Umlaut(nn.Module):
         def forward(self, größe: Tensor) -> Tensor:

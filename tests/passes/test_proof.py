@@ -15,7 +15,7 @@ from mobilec.passes.capture import capture
 from mobilec.passes.graph import Editor
 from mobilec.passes.linear_layers import layer_at, rebuild
 from mobilec.passes.probes import KINDS, probe
-from mobilec.passes.proof import difference
+from mobilec.passes.proof import Verdict, difference
 from mobilec.passes.rewrite import rewrite
 from mobilec.passes.rule import EXACT, Match, Rule
 from mobilec.passes.rules import fold_batch_norm
@@ -122,6 +122,41 @@ def test_the_same_fold_without_a_mistake_passes() -> None:
     outcome = apply(hidden(), (torch.randn(1, 3, 8, 8),), planted("nothing"))
     assert outcome.rewritten == 1
     assert 0 < outcome.evidence[0].gap < 2e-6
+
+
+def cancelling() -> nn.Module:
+    """A batch norm that takes away means five hundred times its deviations, as near-constant channels have."""
+    module = lively(Hidden())
+    conv, norm = module.block[0], module.block[1]
+    conv.weight.data *= 1e-2
+    conv.bias.data.fill_(5.0)
+    norm.running_mean.fill_(5.0)
+    norm.running_var.fill_(1e-4)
+    return module.float()
+
+
+def test_noise_that_the_captured_arithmetic_has_already_is_no_fault() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    found = apply(cancelling(), (x,), fold_batch_norm.RULE)
+    (evidence,) = found.evidence
+    assert evidence.rewritten == 1
+    assert evidence.gap is not None
+    assert evidence.gap > evidence.budget
+
+
+@pytest.mark.parametrize("change", ["drops the bias", "mixes up two channels", "drops the mean of one channel"])
+def test_a_wrong_fold_is_not_taken_for_noise(change: str) -> None:
+    with pytest.raises(RewriteError, match="rule planted changed batch_norm"):
+        apply(cancelling(), (torch.randn(1, 3, 8, 8),), planted(change))
+
+
+def test_an_overflow_excuses_nothing() -> None:
+    verdict, node = Verdict(), capture(nn.ReLU(), (torch.ones(1),)).graph.find_nodes(op="placeholder")[0]
+    verdict.see(node, torch.ones(2), torch.tensor([1.0, 2.0]))
+    verdict.see_wide(node, torch.ones(2).double(), torch.ones(2).double(), torch.tensor([1.0, math.inf]))
+    assert verdict.rounding[node] == math.inf
+    with pytest.raises(RewriteError, match="rule fold_batch_norm changed"):
+        verdict.judge(fold_batch_norm.RULE)
 
 
 def test_the_outputs_alone_would_not_have_told() -> None:
