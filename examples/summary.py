@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     right, before = (f"{accuracy[side]['value']:.2%}" for side in ("top1_artefact", "top1_reference"))
     margin = f"{interval['confidence']:.0%} interval {interval['low']:.2f} to {interval['high']:.2f}"
     print(
-        f"  Does the ONNX file compute the same?  {same}: within {validation['worst_relative']:.1e} of the largest score."
+        f"  Does the ONNX file compute the same?  {same}: within {validation['worst_relative']:.1e} of the top score."
     )
     print(f"  Is it as accurate?  {right} right of {accuracy['images']} images it has never seen; PyTorch: {before}.")
     print(f"  How fast is it here?  {latency['median_ms']:.2f} ms an image ({margin}), {timed['threads']} threads.")
