@@ -86,11 +86,11 @@ def test_limits_of_control_groups_version_2_are_the_tightest_on_the_way_up(tmp_p
     root = write(
         tmp_path,
         {
-            "proc/self/cgroup": "0::/work/job",
-            "sys/fs/cgroup/work/job/cpu.max": "max 100000",
-            "sys/fs/cgroup/work/cpu.max": "150000 100000",
-            "sys/fs/cgroup/work/job/memory.max": "1073741824",
-            "sys/fs/cgroup/work/memory.max": "max",
+            "proc/self/cgroup": "0::/batch/job",
+            "sys/fs/cgroup/batch/job/cpu.max": "max 100000",
+            "sys/fs/cgroup/batch/cpu.max": "150000 100000",
+            "sys/fs/cgroup/batch/job/memory.max": "1073741824",
+            "sys/fs/cgroup/batch/memory.max": "max",
         },
     )
     facts = read_facts(root)
