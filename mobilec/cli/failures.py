@@ -16,7 +16,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -42,13 +42,16 @@ class Failure:
     exit_code: int
 
 
-def run(arguments: Sequence[str], group: click.Group | None = None) -> int:
-    """Run the command line and return its exit code; whatever happens inside has been reported."""
+def run(arguments: Sequence[str], group: Callable[[], click.Group]) -> int:
+    """Run the command line and return its exit code; whatever happens inside has been reported.
+
+    ``group`` makes the top command: its imports may fail too.
+    """
     state = State.from_arguments(arguments)
     prepare_streams()
     try:
         try:
-            return _invoke(list(arguments), state, group)
+            return _invoke(list(arguments), state, group())
         except BaseException as error:
             code = _report(error, state)
             _flush()
@@ -57,13 +60,9 @@ def run(arguments: Sequence[str], group: click.Group | None = None) -> int:
         return _give_up_on_output(error)
 
 
-def _invoke(arguments: list[str], state: State, group: click.Group | None) -> int:
+def _invoke(arguments: list[str], state: State, top: click.Group) -> int:
     import click
 
-    from mobilec.cli.group import Verbs
-    from mobilec.cli.main import VERBS
-
-    top = group or Verbs(VERBS)
     if instruction := os.environ.get(COMPLETION):  # the shell asks what a half-typed line could become
         from click.shell_completion import shell_complete
 

@@ -117,7 +117,7 @@ class Verbs(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
         """As click's, but with this project's way of failing."""
-        sys.exit(run(sys.argv[1:] if args is None else args, self))
+        sys.exit(run(sys.argv[1:] if args is None else args, lambda: self))
 
 
 def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

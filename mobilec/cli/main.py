@@ -6,6 +6,10 @@ Nothing but the standard library is imported here: the signal handlers stand bef
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 # verb -> the module that holds a click command called `command`; the order is the order of `mobilec --help`
 VERBS = {
@@ -18,6 +22,13 @@ VERBS = {
 }
 
 
+def top() -> click.Group:
+    """The command that holds the verbs."""
+    from mobilec.cli.group import Verbs
+
+    return Verbs(VERBS)
+
+
 def main() -> None:
     """Run the command line on this process's arguments and exit with its code."""
     from mobilec.cli import signals
@@ -27,7 +38,7 @@ def main() -> None:
         with signals.caught():
             from mobilec.cli.failures import run
 
-            code = run(sys.argv[1:])
+            code = run(sys.argv[1:], top)
     except signals.Interrupted as interruption:  # before `run` could begin, or after it had ended
         code = code or 128 + interruption.number
     for number in signals.HANDLED:

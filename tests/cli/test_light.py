@@ -15,7 +15,8 @@ HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "onnxsim", "coremltools", "PIL
 PROBE = """
 import json, sys
 from mobilec.cli.failures import run
-code = run(sys.argv[1:])
+from mobilec.cli.main import top
+code = run(sys.argv[1:], top)
 print("\\n" + json.dumps([code, sorted({name.split(".")[0] for name in sys.modules})]))
 """
 
