@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from mobilec.passes.graph import Editor
 from mobilec.passes.provenance import op_name
-from mobilec.passes.rule import Refused
+from mobilec.passes.rule import Match, Refused
 
 _aten = torch.ops.aten
 LINEAR = (_aten.linear.default,)
@@ -206,3 +206,32 @@ def per_channel(editor: Editor, value: object, shape: tuple[Any, ...], channel_a
     if constant is None or constant.dtype.is_complex or constant.dtype == torch.bool:
         return None
     return constant.double().reshape(-1).expand(channels)
+
+
+@dataclass(frozen=True)
+class LayerFold:
+    """A layer that takes what stands behind it: its new weights."""
+
+    layer: Layer
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class ReaderFold:
+    """Layers that take what stands before them: what they read now, and the new weights of each."""
+
+    source: Node
+    layers: tuple[tuple[Layer, Tensor, Tensor | None], ...]
+
+
+def rebuild_layer(editor: Editor, match: Match) -> Node:
+    """The ``rewrite`` of rules whose matches hold a ``LayerFold``."""
+    fold: LayerFold = match.facts
+    return rebuild(editor, fold.layer, fold.weight, fold.bias)
+
+
+def rebuild_readers(editor: Editor, match: Match) -> tuple[Node, ...]:
+    """The ``rewrite`` of rules whose matches hold a ``ReaderFold``."""
+    fold: ReaderFold = match.facts
+    return tuple(rebuild(editor, layer, weight, bias, source=fold.source) for layer, weight, bias in fold.layers)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from mobilec.errors import ArtifactError, BackendError, BackendUnavailable
 from mobilec.export.manifest import InputSpec, OutputSpec
+from mobilec.mobile.text import first_line
 from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.feeds import check_feeds
-from mobilec.runtime.torch_session import first_line
+from mobilec.runtime.session import Session
 
 BACKEND = "coreml"
 
 
-class CoreMLSession:
+class CoreMLSession(Session):
     """See ``mobilec.runtime.session.Session``. Core ML schedules its own threads, so ``threads`` is None.
 
     Args:
@@ -73,14 +73,6 @@ class CoreMLSession:
 
     def close(self) -> None:
         self._predict = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _picture(array: np.ndarray, spec: InputSpec) -> Any:

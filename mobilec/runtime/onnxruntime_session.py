@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mobilec.errors import ArtifactError, BackendError
+from mobilec.mobile.text import first_line
 from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.feeds import check_feeds
+from mobilec.runtime.session import Session
 from mobilec.runtime.threads import resolve_threads
-from mobilec.runtime.torch_session import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,7 +37,7 @@ _DTYPES = {
 }
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """See ``mobilec.runtime.session.Session``. Threads may share one: ONNX Runtime's ``run`` is reentrant.
 
     Errors are raised, so the engine itself logs nothing below fatal. All of ONNX Runtime's own graph
@@ -84,14 +84,6 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._engine = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mobilec.errors import BackendError, MobilecError, UsageError
+from mobilec.mobile.text import first_line
 from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.feeds import check_feeds
+from mobilec.runtime.session import Session
 from mobilec.runtime.threads import resolve_threads
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def torch_threads(threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-class TorchSession:
+class TorchSession(Session):
     """Runs ``call(*tensors)``; see ``mobilec.runtime.session.Session``.
 
     Runs of all torch sessions in a process take turns, because the thread count is global.
@@ -75,14 +76,6 @@ class TorchSession:
     def close(self) -> None:
         self._call = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def run_torch(call: Callable[..., Any], arrays: list[np.ndarray], *, threads: int, backend: str) -> list[np.ndarray]:
     """One inference: fresh numpy arrays of the flat outputs. Raises BackendError with torch's first line."""
@@ -111,12 +104,6 @@ def flat_arrays(value: Any) -> list[np.ndarray]:
             raise BackendError("the model returns bfloat16, which numpy lacks", hint="cast its output to float32")
         arrays.append(np.array(leaf.detach().numpy(), order="C", copy=True))
     return arrays
-
-
-def first_line(error: BaseException) -> str:
-    """What an engine's exception says, as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def open_module(

@@ -10,24 +10,14 @@ weights are computed in float64 and rounded once. They are new constants, so a w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.batch_norm import Affine, affine_at
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_outputs
+from mobilec.passes.linear_layers import Layer, LayerFold, is_layer, layer_at, rebuild_layer, scale_outputs
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
-
-
-@dataclass(frozen=True)
-class Fold:
-    layer: Layer
-    weight: Tensor
-    bias: Tensor | None
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
@@ -50,12 +40,7 @@ def _fold(node: Node, layer: Layer, affine: Affine) -> Match | Refused:
     if layer.channel_axis != 1:
         return Refused("it normalises axis 1, but the linear layer before it has its channels on the last axis")
     folded = scale_outputs(layer, affine.scale, affine.shift)
-    return folded if isinstance(folded, Refused) else Match((node,), Fold(layer, *folded))
-
-
-def rewrite(editor: Editor, match: Match) -> Node:
-    fold: Fold = match.facts
-    return rebuild(editor, fold.layer, fold.weight, fold.bias)
+    return folded if isinstance(folded, Refused) else Match((node,), LayerFold(layer, *folded))
 
 
 RULE = Rule(
@@ -63,6 +48,6 @@ RULE = Rule(
     summary="batch norm into the convolution or linear layer before it",
     anchors=(torch.ops.aten.batch_norm.default,),
     match=match,
-    rewrite=rewrite,
+    rewrite=rebuild_layer,
     budget=FOLDED_FLOAT32,
 )

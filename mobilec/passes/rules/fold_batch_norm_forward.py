@@ -11,23 +11,14 @@ a batch norm whose result is needed for anything else stays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.batch_norm import affine_at
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_inputs
+from mobilec.passes.linear_layers import ReaderFold, is_layer, layer_at, rebuild_readers, scale_inputs
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
-
-
-@dataclass(frozen=True)
-class Fold:
-    source: Node
-    layers: tuple[tuple[Layer, Tensor, Tensor | None], ...]
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
@@ -50,12 +41,7 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
         if isinstance(folded, Refused):
             return folded
         folds.append((layer, *folded))
-    return Match(tuple(readers), Fold(affine.input, tuple(folds)))
-
-
-def rewrite(editor: Editor, match: Match) -> tuple[Node, ...]:
-    fold: Fold = match.facts
-    return tuple(rebuild(editor, layer, weight, bias, source=fold.source) for layer, weight, bias in fold.layers)
+    return Match(tuple(readers), ReaderFold(affine.input, tuple(folds)))
 
 
 RULE = Rule(
@@ -63,6 +49,6 @@ RULE = Rule(
     summary="batch norm into the unpadded convolutions or linear layers after it",
     anchors=(torch.ops.aten.batch_norm.default,),
     match=match,
-    rewrite=rewrite,
+    rewrite=rebuild_readers,
     budget=FOLDED_FLOAT32,
 )

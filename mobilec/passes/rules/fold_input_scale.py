@@ -10,22 +10,13 @@ readers must be able to take it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_inputs
+from mobilec.passes.linear_layers import ReaderFold, is_layer, layer_at, rebuild_readers, scale_inputs
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 from mobilec.passes.scaling import SCALES, SHIFTS, affine_at, is_per_channel, operands_at
-
-
-@dataclass(frozen=True)
-class Fold:
-    source: Node
-    layers: tuple[tuple[Layer, Tensor, Tensor | None], ...]
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
@@ -50,12 +41,7 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
         if isinstance(folded, Refused):
             return folded
         folds.append((layer, *folded))
-    return Match(tuple(readers), Fold(operands.variable, tuple(folds)))
-
-
-def rewrite(editor: Editor, match: Match) -> tuple[Node, ...]:
-    fold: Fold = match.facts
-    return tuple(rebuild(editor, layer, weight, bias, source=fold.source) for layer, weight, bias in fold.layers)
+    return Match(tuple(readers), ReaderFold(operands.variable, tuple(folds)))
 
 
 RULE = Rule(
@@ -63,6 +49,6 @@ RULE = Rule(
     summary="constant scales and shifts into the convolutions or linear layers after them",
     anchors=(*SCALES, *SHIFTS),
     match=match,
-    rewrite=rewrite,
+    rewrite=rebuild_readers,
     budget=FOLDED_FLOAT32,
 )

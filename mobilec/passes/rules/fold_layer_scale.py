@@ -9,23 +9,13 @@ after the layer, and only where nobody else reads the unscaled output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_outputs
+from mobilec.passes.linear_layers import LayerFold, is_layer, layer_at, rebuild_layer, scale_outputs
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 from mobilec.passes.scaling import SCALES, affine_at, is_per_channel, operands_at
-
-
-@dataclass(frozen=True)
-class Fold:
-    layer: Layer
-    weight: Tensor
-    bias: Tensor | None
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
@@ -46,12 +36,7 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
     if affine is None:
         return Refused(f"the constant is not one number a channel of {op_name(source)}")
     folded = scale_outputs(layer, affine.scale, None)
-    return folded if isinstance(folded, Refused) else Match((node,), Fold(layer, *folded))
-
-
-def rewrite(editor: Editor, match: Match) -> Node:
-    fold: Fold = match.facts
-    return rebuild(editor, fold.layer, fold.weight, fold.bias)
+    return folded if isinstance(folded, Refused) else Match((node,), LayerFold(layer, *folded))
 
 
 RULE = Rule(
@@ -59,6 +44,6 @@ RULE = Rule(
     summary="multiplication by a constant into the convolution or linear layer before it",
     anchors=SCALES,
     match=match,
-    rewrite=rewrite,
+    rewrite=rebuild_layer,
     budget=FOLDED_FLOAT32,
 )
