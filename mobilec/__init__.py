@@ -19,6 +19,7 @@ _HOMES = {
     "list_models": "mobilec.mobile.zoo",
     "compile": "mobilec.export.compile",
     "Artifact": "mobilec.export.artifact",
+    "lint": "mobilec.export.lint_model",
     "load": "mobilec.runtime.load",
     "validate": "mobilec.runtime.validate",
     "profile": "mobilec.latency.profile",
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "compile",
     "create_model",
+    "lint",
     "list_models",
     "load",
     "profile",
@@ -38,6 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
     from mobilec.export.compile import compile
+    from mobilec.export.lint_model import lint
     from mobilec.latency.profile import profile
     from mobilec.mobile.create import create_model
     from mobilec.mobile.zoo import list_models

@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
     from mobilec.export.artifact import Artifact
     from mobilec.export.manifest import InputSpec, Manifest
-
-
-def is_artefact(name: str) -> bool:
-    """Whether ``name`` on the command line means an exported folder and not a model: any folder but a zoo name's."""
-    from mobilec.mobile.zoo import list_models
-
-    return name not in list_models() and (Path(name).is_dir() or Path(name).name == "manifest.json")
+    from mobilec.passes.evidence import PassEvidence
 
 
 def show_artefact(state: State, path: Path) -> None:
@@ -85,7 +79,7 @@ def weights_text(weights: dict[str, Any]) -> Text:
 def summary(artifact: Artifact) -> Any:
     """Name, file, size, weights and options as a block of facts."""
     manifest = artifact.manifest
-    chosen = {name: value for name, value in manifest.options.items() if value not in _UNSET and name != NOTES}
+    chosen = {name: value for name, value in manifest.options.items() if value not in _UNSET and name not in _ASIDE}
     options = ", ".join(f"{name} {_option(value)}" for name, value in chosen.items())
     digest = manifest.weights.get("sha256")
     return render.facts(
@@ -96,6 +90,7 @@ def summary(artifact: Artifact) -> Any:
             ("file", f"{artifact.model_path} ({render.size(model_bytes(manifest))})"),
             ("format", f"{manifest.backend}, {manifest.precision}, passes for {manifest.target}"),
             ("options", options),
+            ("rule files", ", ".join(_rule_file(item) for item in manifest.options.get(RULE_FILES) or ())),
             ("labels", _labels(manifest.labels)),
             ("written", manifest.created),
         )
@@ -103,7 +98,13 @@ def summary(artifact: Artifact) -> Any:
 
 
 NOTES = "notes"  # sentences of the writer that a user should read
+RULE_FILES = "rule_files"
+_ASIDE = (NOTES, RULE_FILES)  # shown elsewhere than among the options
 _UNSET: tuple[Any, ...] = (None, False, "", (), [], {})
+
+
+def _rule_file(item: dict[str, Any]) -> str:
+    return f"{item.get('file')} ({', '.join(item.get('rules') or ())})"
 
 
 def _option(value: Any) -> str:
@@ -157,7 +158,7 @@ def passes(console: Console, manifest: Manifest, *, explain: bool = False) -> No
             item.rewritten or render.NONE,
             len(item.refusals) or render.NONE,
             _gap(item.gap, item.rewritten),
-            ("exact" if item.budget == 0 else render.small(item.budget)) if item.rewritten else "",
+            _budget(item) if item.rewritten else "",
             f"{item.before.ops} -> {item.after.ops}" if item.after.ops != item.before.ops else "",
         )
         for item in manifest.passes
@@ -174,6 +175,9 @@ def passes(console: Console, manifest: Manifest, *, explain: bool = False) -> No
         f"Together: {first.ops} -> {last.ops} ops, {render.count(first.macs)} -> {render.count(last.macs)} MACs, "
         f"{render.size(first.activation_bytes)} -> {render.size(last.activation_bytes)} of activations."
     )
+    for item in manifest.passes:
+        if item.approximation and item.rewritten:
+            console.print(render.styled(f"approximate: {item.rule}: {item.approximation}", "yellow"))
     if not manifest.proof:
         console.print(render.styled("The gaps were not measured (--no-proof).", "yellow"))
     for item in manifest.passes:
@@ -182,6 +186,12 @@ def passes(console: Console, manifest: Manifest, *, explain: bool = False) -> No
             console.print(render.styled(f"{item.rule}: {places} saw only zeros, so the proof says nothing.", "yellow"))
     if explain:
         refusals(console, manifest)
+
+
+def _budget(item: PassEvidence) -> str:
+    if item.approximation:
+        return f"~ {render.small(item.budget)}"
+    return "exact" if item.budget == 0 else render.small(item.budget)
 
 
 def refusals(console: Console, manifest: Manifest) -> None:

@@ -45,6 +45,8 @@ PACKAGES = (
     Package("protobuf", "google.protobuf", REQUIRED, "comes with onnx"),
     Package("timm", "timm", "timm", "timm:NAME models"),
     Package("torchvision", "torchvision", "timm", "comes with timm"),
+    Package("coreai-torch", "coreai_torch", "coreai", "writes Core AI"),
+    Package("coreai-core", "coreai", "coreai", "runs Core AI"),
     Package("apache-tvm", "tvm", "tvm", "native kernels, later"),
     Package("apache-tvm-ffi", "tvm_ffi", "tvm", "comes with TVM"),
     Package("scikit-learn", "sklearn", "examples", "digits example"),
@@ -248,8 +250,10 @@ def _abilities(findings: tuple[Finding, ...]) -> tuple[Ability, ...]:
     return (
         needs("export to ONNX", (*capture, "onnx", "onnxscript", "onnxsim"), "torch.export, onnxsim, onnx.checker"),
         needs("export to Core ML", (*capture, "coremltools"), "ML Program, fp16 and fp32"),
+        needs("export to Core AI", (*capture, "coreai-torch", "coreai-core"), "fp16 and fp32"),
         needs("run ONNX", (*capture, "onnxruntime"), "ONNX Runtime on the CPU"),
         core_ml,
+        needs("run Core AI", (*capture, "coreai-core"), "its portable runtime, or macOS 27 itself"),
         needs("timm:NAME models", ("timm", "torchvision"), "timm's models by name"),
     )
 
@@ -262,7 +266,12 @@ def _remedies(findings: tuple[Finding, ...], python_ok: bool) -> tuple[str, ...]
         pins = " ".join(f'"{item.package}=={item.tested}"' if item.tested else item.package for item in bad)
         force = "--force-reinstall --no-deps " if any(item.state == "broken" for item in bad) else ""
         remedies.append(f"pip install {force}{pins}")
-    for extra, use in (("timm", "for timm:NAME models"), ("tvm", "for native kernels, which a later release brings")):
+    extras = (
+        ("timm", "for timm:NAME models"),
+        ("coreai", "for Core AI"),
+        ("tvm", "for native kernels, which a later release brings"),
+    )
+    for extra, use in extras:
         members = [item for item in findings if item.extra == extra]
         if any(item.state != "ok" and item.state != "differs" for item in members):
             pins = " ".join(f'"{item.package}=={item.tested}"' if item.tested else item.package for item in members)

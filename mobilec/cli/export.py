@@ -20,6 +20,7 @@ from mobilec.cli.options import (
     common,
     model_options,
     read_labels,
+    rule_options,
     unique_shapes,
 )
 from mobilec.cli.output import State, emit, noise_to_stderr
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         "Input": ("input_size", "input_shape", "dynamic_batch"),
         "Preprocessing, kept in the manifest": ("mean", "std", "color", "crop_pct", "labels"),
         "Format": ("precision", "deployment_target", "image_input"),
-        "Rewrites": ("target", "skip_rule", "proof", "explain"),
+        "Rewrites": ("target", "skip_rule", "only_rule", "rule_files", "proof", "explain"),
     },
     examples=(
         "mobilec export shvit_s1 --to onnx",
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
         "mobilec export net.py:make --to coreml --input-shape x:1,3,192,192 --precision fp32",
     ),
 )
-@click.command("export", cls=Verb, short_help="Write a model as ONNX or Core ML.")
+@click.command("export", cls=Verb, short_help="Write a model as ONNX, Core ML or Core AI.")
 @click.argument("model")
-@click.option("--to", "backend", required=True, metavar="onnx|coreml", help="Format to write.")
+@click.option("--to", "backend", required=True, metavar="onnx|coreml|coreai", help="Format to write.")
 @click.option("-o", "--output-dir", "out", type=FOLDER, metavar="DIR", help="Folder to write.  [default: MODEL-FORMAT]")
 @click.option("--force", is_flag=True, help="Replace an artefact that is already there.")
 @model_options
@@ -64,11 +65,11 @@ if TYPE_CHECKING:
 @click.option("--color", type=click.Choice(["RGB", "BGR"]), metavar="RGB|BGR", help="Channel order of the input.")
 @click.option("--crop-pct", type=float, metavar="SHARE", help="Part of the image that the crop keeps; 1 is all.")
 @click.option("--labels", type=FOLDER, metavar="FILE", help="Class names, one a line.")
-@click.option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.  [default: fp32 ONNX, fp16 Core ML]")
+@click.option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.  [default: fp32 ONNX, else fp16]")
 @click.option("--deployment-target", metavar="iOSN", help="Oldest system that must load it (Core ML).")
 @click.option("--image-input", is_flag=True, help="Take pixels 0..255 and normalise inside the model.")
-@click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: cpu for ONNX, ane for Core ML]")
-@click.option("--skip-rule", multiple=True, metavar="RULE", help="Leave a rewrite out; repeat for more.")
+@click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: cpu for ONNX, else ane]")
+@rule_options
 @click.option("--no-proof", "proof", flag_value=False, default=True, help="Do not measure what the rewrites change.")
 @click.option("--explain", is_flag=True, help="Show where rewrites were refused, and why.")
 @common
@@ -96,10 +97,12 @@ def command(
     image_input: bool,
     target: str | None,
     skip_rule: tuple[str, ...],
+    only_rule: tuple[str, ...],
+    rule_files: tuple[Path, ...],
     proof: bool,
     explain: bool,
 ) -> None:
-    """Capture a model, rewrite its graph, prove each rewrite, and write it as ONNX or Core ML.
+    """Capture a model, rewrite its graph, prove each rewrite, and write it as ONNX, Core ML or Core AI.
 
     MODEL is a name of the zoo (`mobilec models`), path/to/file.py:callable, or timm:NAME. The folder that is written
     holds the model, a reference to check it against, and a manifest that says how it came about. It appears whole or
@@ -145,6 +148,8 @@ def command(
             labels=names,
             preprocessing=preprocessing,
             skip_rules=skip_rule,
+            only_rules=only_rule,
+            rule_files=rule_files,
             proof=proof,
             force=force,
             progress=progress,

@@ -63,7 +63,8 @@ def command(
     MODEL is a name of the zoo (`mobilec models`), path/to/file.py:callable, or timm:NAME. A folder written by
     `mobilec export` is shown from its manifest, and its files are checked against their recorded SHA-256.
     """
-    from mobilec.cli.artefact import is_artefact, show_artefact
+    from mobilec.cli.artefact import show_artefact
+    from mobilec.export.subject import is_artefact
 
     if is_artefact(model):
         show_artefact(state, Path(model))

@@ -18,6 +18,8 @@ VERBS = {
     "export": "mobilec.cli.export",
     "validate": "mobilec.cli.validate",
     "profile": "mobilec.cli.profile",
+    "lint": "mobilec.cli.lint",
+    "passes": "mobilec.cli.passes",
     "doctor": "mobilec.cli.doctor",
 }
 

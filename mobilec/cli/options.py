@@ -126,6 +126,26 @@ def model_options(command: Any) -> Any:
     return command
 
 
+def rule_options(command: Any) -> Any:
+    """Which rewrites run."""
+    for option in reversed(
+        (
+            click.option("--skip-rule", multiple=True, metavar="RULE", help="Leave a rewrite out; repeat for more."),
+            click.option("--only-rule", multiple=True, metavar="RULE", help="Run no other rewrite; repeat for more."),
+            click.option(
+                "--rules",
+                "rule_files",
+                type=FOLDER,
+                multiple=True,
+                metavar="FILE.py",
+                help="Rules of your own, run after the target's. The file is executed.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def unique_shapes(shapes: Sequence[tuple[str, Dims]]) -> dict[str, Dims] | None:
     """The repeated ``--input-shape`` as a mapping, None without any. Raises UsageError for a name given twice."""
     table: dict[str, Dims] = {}

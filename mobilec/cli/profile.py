@@ -150,6 +150,10 @@ def _show(report: ProfileReport) -> None:
         threads = f" with {render.plural(item.threads, 'thread')}" if item.threads else ""
         subject = f"{item.label} ran" if len(engines) > 1 else "Run"
         console.print(render.plain(f"{subject} by {item.engine}{threads}."))
+        if item.engine == "coreai-portable":
+            from mobilec.runtime.coreai_session import CAVEAT
+
+            console.print(render.styled(f"warning: {CAVEAT}", "yellow"))
     for item in report.artifacts:
         if item.weights.get("source") == "random":
             console.print(

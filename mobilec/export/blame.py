@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-# How the converters name what they could not translate: torch.onnx a node, coremltools an op's or a node's name.
+# How the converters name what they could not translate: torch.onnx a node, coremltools an op's or a node's name,
+# coreai-torch ops.
 _COMPLAINTS = (
     re.compile(r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.]+)'"),
     re.compile(r"[Ee]rror when translating node %(?P<node>\w+)(?:.*?\[target=torch\.ops\.(?P<op>[\w.]+)\])?"),
     re.compile(r"Unsupported fx node (?P<node>\w+), kind (?P<op>[\w.]+)"),
     re.compile(r"convert function for op '(?P<op>[\w.]+)' not implemented"),
+    re.compile(r"(?:unsupported ATen|non-decomposed) ops: (?P<op>\w+(?:\.\w+)*)"),
     re.compile(r"converting '(?P<op>[\w.]+)' op \(located at: '(?P<node>[\w/.]+)'\)"),
 )
 

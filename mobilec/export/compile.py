@@ -18,10 +18,10 @@ from mobilec.export.manifest import MANIFEST_NAME, SCHEMA_VERSION, InputSpec, Ma
 from mobilec.export.manifest_io import manifest_to_json
 from mobilec.export.plan import Plan, make_plan
 from mobilec.export.request import WriteRequest, Written
+from mobilec.export.subject import resolve_subject
 from mobilec.export.writers import Writer, find_writer
-from mobilec.mobile.fingerprint import provenance_of
 from mobilec.mobile.preprocessing import Preprocessing
-from mobilec.mobile.provenance import Provenance, Weights
+from mobilec.mobile.provenance import Provenance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +55,8 @@ def compile(
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     skip_rules: Sequence[str] = (),
+    only_rules: Sequence[str] = (),
+    rule_files: Sequence[str | Path] = (),
     proof: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -63,27 +65,30 @@ def compile(
 
     Args:
         model: a module (float32, on the CPU), a zoo name, ``path/to/file.py:callable`` or ``timm:NAME``.
-        to: backend, ``onnx`` or ``coreml``. out: folder to write; appears whole or not at all.
+        to: backend, ``onnx``, ``coreml`` or ``coreai``. out: folder to write; appears whole or not at all.
         input_size: pixels, ``N`` or ``(height, width)``; the model's own resolution by default.
         input_shapes: name to shape, for modules that do not take one image; a type may stand behind the numbers, as in
             ``{"tokens": (1, 77, "int64")}``.
         checkpoint / num_classes / replace_head / pretrained: for models given by name.
-        precision: ``fp32`` or ``fp16``; by default fp32 for ONNX, fp16 for Core ML.
-        target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for Core ML.
+        precision: ``fp32`` or ``fp16``; by default fp32 for ONNX, fp16 for Core ML and Core AI.
+        target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for the others.
         dynamic_batch: leave the batch size open (ONNX).
         deployment_target: oldest system that must load the file (Core ML), ``iOS17`` by default.
         image_input: take pixels 0..255 and normalise inside the model (Core ML).
         labels: class names by index. Core ML returns the most probable one and probabilities; others keep the names
             in the manifest.
         preprocessing: how an image becomes the input, where the model's own provenance does not fit.
-        skip_rules: names of rewrite rules to leave out. proof: measure what each rewrite changes.
+        skip_rules / only_rules: names of rewrite rules to leave out, or the only ones to run.
+        rule_files: Python files with rules of your own (``RULE`` or ``RULES``), run after the target's. **They are
+            executed.**
+        proof: measure what each rewrite changes.
         force: replace an artefact that is already at ``out``.
         progress: told each stage in a few words.
 
     Raises:
         UsageError: options that mean nothing or do not go together.
         ModelError, CheckpointError: the model cannot be built. CaptureError: it cannot be traced.
-        RewriteError: a rewrite changed the numbers. ExportError: the writer failed.
+        RewriteError: a rewrite changed the numbers, a rule file breaks. ExportError: the writer failed.
         ArtifactError: ``out`` is in the way or cannot be written, the disk is full.
     """
     tell = progress or (lambda stage: None)
@@ -92,6 +97,8 @@ def compile(
         precision=precision,
         target=target,
         skip_rules=skip_rules,
+        only_rules=only_rules,
+        rule_files=rule_files,
         dynamic_batch=dynamic_batch,
         deployment_target=deployment_target,
         image_input=image_input,
@@ -99,7 +106,7 @@ def compile(
     )
     check_out(out, force)
     tell("building the model")
-    module, provenance = _resolve(model, checkpoint, num_classes, replace_head, pretrained)
+    module, provenance = resolve_subject(model, checkpoint, num_classes, replace_head, pretrained)
     image = preprocessing or provenance.preprocessing
     from mobilec.export.inputs import example_inputs
     from mobilec.export.outputs import check_deterministic, check_stateless
@@ -146,33 +153,6 @@ def compile(
         (folder.path / MANIFEST_NAME).write_text(manifest_to_json(manifest), encoding="utf-8")
         tell("moving into place")
     return Artifact(folder.target, manifest)
-
-
-def _resolve(
-    model: nn.Module | str,
-    checkpoint: str | Path | None,
-    num_classes: int | None,
-    replace_head: bool,
-    pretrained: bool,
-) -> tuple[nn.Module, Provenance]:
-    from torch import nn
-
-    if isinstance(model, str):
-        from mobilec.mobile.sources import resolve_model
-
-        module = resolve_model(
-            model, checkpoint=checkpoint, num_classes=num_classes, replace_head=replace_head, pretrained=pretrained
-        )
-        return module, module.provenance  # type: ignore[return-value]
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"the model is a {type(model).__name__}, expected a torch.nn.Module or a name")
-    if checkpoint is not None or num_classes is not None or replace_head or pretrained:
-        raise UsageError(
-            "checkpoint, num_classes, replace_head and pretrained are for models given by name",
-            hint="load the weights into the module first",
-        )
-    known = provenance_of(model)
-    return model, known or Provenance(type(model).__name__, "module", Weights(source="given"))
 
 
 def _interface(
@@ -268,6 +248,13 @@ def _manifest(
     options: dict[str, Any] = {"dynamic_batch": plan.dynamic_batch, "image_input": plan.image_input}
     if plan.skipped:
         options["skipped_rules"] = list(plan.skipped)
+    if plan.only:
+        options["only_rules"] = list(plan.only)
+    if plan.rule_files:
+        options["rule_files"] = [
+            {"file": item.file, "sha256": item.sha256, "rules": [rule.name for rule in item.rules]}
+            for item in plan.rule_files
+        ]
     options |= written.options
     if written.notes:
         options["notes"] = list(written.notes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilec.errors import UsageError, did_you_mean
+from mobilec.export.clock import export_time
+from mobilec.export.user_rules import RuleFile, load_rule_files
 from mobilec.export.writers import Writer
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Plan:
     """What will be done.
 
     Attributes:
-        rules: the target's rewrites, without the ``skipped`` ones.
+        rules: the target's rewrites, then those of ``rule_files``; without the ``skipped`` ones, or ``only`` those.
         deployment_target: in coremltools' spelling, None for the writer's default.
         labels: class names by index. created: UTC, ISO 8601.
     """
@@ -30,6 +31,8 @@ class Plan:
     target: str
     rules: tuple[Rule, ...]
     skipped: tuple[str, ...]
+    only: tuple[str, ...]
+    rule_files: tuple[RuleFile, ...]
     dynamic_batch: bool
     deployment_target: str | None
     image_input: bool
@@ -43,17 +46,22 @@ def make_plan(
     precision: str | None,
     target: str | None,
     skip_rules: Sequence[str],
+    only_rules: Sequence[str],
+    rule_files: Sequence[str | Path],
     dynamic_batch: bool,
     deployment_target: str | None,
     image_input: bool,
     labels: Sequence[str] | None,
 ) -> Plan:
-    """Choices with their defaults filled in. Raises UsageError for those that mean nothing or do not go together."""
-    from mobilec.passes.pipelines import DEFAULT_TARGET, TARGETS, pipeline, select
+    """Choices with their defaults filled in.
+
+    Raises UsageError for those that mean nothing or do not go together, RewriteError for a rule file that breaks.
+    """
+    from mobilec.passes.pipelines import DEFAULT_TARGET, TARGETS
 
     chosen = _one_of("precision", precision or writer.default_precision, writer.precisions, f" for {writer.title}")
     aim = _one_of("target", target or DEFAULT_TARGET[writer.name], list(TARGETS))
-    rules = select(pipeline(aim), skip_rules)
+    rules, own = chosen_rules(aim, skip_rules, only_rules, rule_files)
     if dynamic_batch and not writer.dynamic_batch:
         raise UsageError(f"a dynamic batch is not for {writer.title}", hint="export with a fixed batch")
     if image_input and not writer.image_input:
@@ -71,12 +79,28 @@ def make_plan(
         target=aim,
         rules=rules,
         skipped=tuple(skip_rules),
+        only=tuple(only_rules),
+        rule_files=own,
         dynamic_batch=dynamic_batch,
         deployment_target=deployment_target,
         image_input=image_input,
         labels=_checked_labels(labels),
-        created=_now(),
+        created=export_time().strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+
+
+def chosen_rules(
+    target: str, skip_rules: Sequence[str], only_rules: Sequence[str], rule_files: Sequence[str | Path]
+) -> tuple[tuple[Rule, ...], tuple[RuleFile, ...]]:
+    """The rules that will run, in order, and the user's files among them. Raises UsageError, RewriteError."""
+    from mobilec.passes.pipelines import pipeline, rule_names, select
+
+    for option, names in (("skip_rules", skip_rules), ("only_rules", only_rules), ("rule_files", rule_files)):
+        if isinstance(names, str | Path):
+            raise UsageError(f"{option} is the text {str(names)!r}, expected a list")
+    rules = pipeline(target)
+    own = load_rule_files(rule_files, rule_names())
+    return select((*rules, *(rule for file in own for rule in file.rules)), skip_rules, only_rules), own
 
 
 def _one_of(what: str, value: str, known: Sequence[str], whose: str = "") -> str:
@@ -102,16 +126,3 @@ def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...] | None:
             raise UsageError(f"class labels {seen[label]} and {index} are both {label!r}", hint="make them different")
         seen[label] = index
     return tuple(labels)
-
-
-def _now() -> str:
-    """UTC in ISO 8601; SOURCE_DATE_EPOCH (https://reproducible-builds.org) stands in for the clock."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if not epoch:
-        moment = datetime.now(UTC)
-    else:
-        try:
-            moment = datetime.fromtimestamp(int(epoch), UTC)
-        except (ValueError, OverflowError, OSError) as error:
-            raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970") from error
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mobilec.errors import UsageError, did_you_mean
-from mobilec.export import to_coreml, to_onnx
+from mobilec.export import to_coreai, to_coreml, to_onnx
 from mobilec.export.request import WriteRequest, Written
 
 
@@ -65,6 +65,18 @@ WRITERS: tuple[Writer, ...] = (
         classifier=True,
         deployment_targets=to_coreml.DEPLOYMENT_TARGETS,
         write=to_coreml.write,
+    ),
+    Writer(
+        name="coreai",
+        title="Core AI",
+        model_file="model.aimodel",
+        precisions=("fp16", "fp32"),
+        packages=("coreai-torch", "coreai-core"),
+        dynamic_batch=False,
+        image_input=False,
+        classifier=False,
+        deployment_targets=(),
+        write=to_coreai.write,
     ),
 )
 

@@ -40,7 +40,11 @@ from mobilec.runtime.session import Session
 
 Load = Callable[[str, int | None], Session]
 
-_ENGINES = {"onnx": "onnxruntime", "coreml": "coremltools"}  # artefact's backend -> the package that runs it
+_ENGINES = {
+    "onnx": "onnxruntime",
+    "coreml": "coremltools",
+    "coreai": "coreai.runtime",
+}  # artefact's backend -> the package that runs it
 
 
 class Bench:
@@ -128,7 +132,7 @@ def import_engine(path: str) -> None:
     from mobilec.export.artifact import open_artifact
 
     engine = _ENGINES.get(open_artifact(path, verify=False).manifest.backend, "")
-    if engine and importlib.util.find_spec(engine):
+    if engine and importlib.util.find_spec(engine.split(".")[0]):
         importlib.import_module(engine)
 
 

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import importlib.util
 import inspect
-import sys
-import traceback
-from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +12,7 @@ import torch
 from torch import nn
 
 from mobilec.errors import ModelError, UsageError, did_you_mean
-from mobilec.mobile.text import first_line, printable
+from mobilec.mobile.python_file import execute, existing_file, runs_from, user_error
 
 
 def call_from_file(path: str, name: str, *, num_classes: int | None, seed: int) -> nn.Module:
@@ -35,14 +29,12 @@ def call_from_file(path: str, name: str, *, num_classes: int | None, seed: int) 
     Raises UsageError for a missing file or name and for arguments that do not fit, ModelError where the file's
     own code raises (naming its line) or what comes back is no ``nn.Module``.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UsageError(f"{file}: {'is no file' if file.exists() else 'no such file'}")
+    file = existing_file(path)
     if not name:
         raise UsageError(f"{file}: which callable? expected {path}:callable", hint=_offer(_defined(file), ""))
-    with _runs_from(file.resolve().parent), torch.random.fork_rng(devices=[]):
+    with runs_from(file.resolve().parent), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        target = _find(_execute(file), file, name)
+        target = _find(execute(file), file, name)
         if isinstance(target, nn.Module):
             if num_classes is not None:
                 raise UsageError(f"{file}:{name} is a ready module, num_classes cannot be set")
@@ -51,44 +43,10 @@ def call_from_file(path: str, name: str, *, num_classes: int | None, seed: int) 
         try:
             result = target(**arguments)
         except (Exception, SystemExit) as error:
-            raise _user_error(file, name, error) from error
+            raise user_error(file, name, error) from error
     if not isinstance(result, nn.Module):
         raise ModelError(f"{file}:{name} returned a {type(result).__name__}, expected a torch.nn.Module")
     return result
-
-
-@contextlib.contextmanager
-def _runs_from(folder: Path) -> Iterator[None]:
-    entry = str(folder)
-    sys.path.insert(0, entry)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        sys.path.remove(entry)
-        if entry not in sys.path:
-            sys.path.append(entry)
-
-
-def _execute(file: Path) -> ModuleType:
-    """Run the file as the module that its siblings would import; under another name where that is taken."""
-    resolved = str(file.resolve())
-    taken = sys.modules.get(file.stem)
-    free = taken is None or getattr(taken, "__file__", None) == resolved
-    free = free and file.stem not in sys.stdlib_module_names
-    name = file.stem if free else f"_mobilec_{file.stem}"
-    loader = SourceFileLoader(name, resolved)
-    spec = importlib.util.spec_from_file_location(name, resolved, loader=loader)
-    assert spec is not None  # a loader was given
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        # Compiled afresh: bytecode kept beside the file can be stale within a second of an edit.
-        exec(loader.source_to_code(loader.get_data(resolved), resolved), module.__dict__)
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)
-        raise _user_error(file, "", error) from error
-    return module
 
 
 def _find(module: ModuleType, file: Path, name: str) -> Any:
@@ -125,30 +83,6 @@ def _arguments(file: Path, name: str, target: Any, num_classes: int | None) -> d
         missing = "give num_classes" if needed == ["num_classes"] else "wrap it in a function that needs none"
         raise UsageError(f"{file}:{name} needs {', '.join(needed)}, expected no required arguments", hint=missing)
     return arguments
-
-
-def _user_error(file: Path, name: str, error: BaseException) -> ModelError:
-    """One line with the deepest place in the user's folder, the traceback as detail."""
-    folder = file.resolve().parent
-    where = f"{file}"
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f"{_short(Path(error.filename), file)}:{error.lineno}"
-    else:
-        places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        theirs = [(at, line) for at, line in places if at.is_relative_to(folder) and "site-packages" not in at.parts]
-        if theirs:
-            where = f"{_short(theirs[-1][0], file)}:{theirs[-1][1]}"
-    kind = type(error).__name__
-    reason = printable(error.msg) if isinstance(error, SyntaxError) else first_line(error)
-    text = kind if reason == kind else f"{kind}: {reason}"
-    detail = "".join(traceback.format_exception(error))
-    doing = f"{name}() raised" if name else "importing it raised"
-    return ModelError(f"{where}: {doing} {text}", detail=detail)
-
-
-def _short(path: Path, file: Path) -> Path:
-    """``path`` as the user would write it: beside ``file`` as that was given."""
-    return file.parent / path.resolve().relative_to(file.resolve().parent) if path.is_absolute() else path
 
 
 def _defined(file: Path) -> list[str]:

@@ -60,6 +60,7 @@ class PassEvidence:
             itself is noisier than that (see ``mobilec.passes.proof``).
         unexercised: rewrites whose tensors were all zero on every probe, so that the proof saw nothing of them.
         before / after: cost of the graph around the rule.
+        approximation: what the rule approximated, how closely and why; empty for exact rules.
     """
 
     rule: str
@@ -70,3 +71,4 @@ class PassEvidence:
     unexercised: int
     before: Cost
     after: Cost
+    approximation: str = ""

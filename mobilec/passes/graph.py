@@ -287,6 +287,9 @@ class Editor:
         """Brings what is remembered of the graph up to date, and lets go of constants that were erased."""
         self._written = None
         self._values = {node: value for node, value in self._values.items() if not node._erased}
+        for node in self.calls():  # a rewrite may have left constants alone before a call
+            if node not in self._derived:
+                self._mark_derived(node)
 
     def versions(self) -> dict[Node, int]:
         """Write counters of all constants, to see whether somebody modified one in place."""

@@ -84,6 +84,7 @@ def rewrite(
                 unexercised=unexercised,
                 before=cost,
                 after=after_cost,
+                approximation=rule.approximation,
             )
         )
         cost = after_cost

@@ -20,6 +20,9 @@ FOLDED_FLOAT32 = 1e-5
 # Both sides in float64 from the same tensors: only the rounding of the new weights (2^-24 each) is left. A forgotten
 # or wrong eps of 1e-5 changes a tensor by 5e-6 where variances are near one.
 FOLDED_ALGEBRA = 1e-6
+# A layer computed by another sequence of float32 operators (a norm spelled out, a product summed in another order):
+# both sides round, several times over.
+RESPELLED_FLOAT32 = 1e-5
 # A rounding a layer, carried through the rest of the network: what may reach the outputs.
 OUTPUT_FLOAT32 = 1e-4
 
@@ -60,6 +63,8 @@ class Rule:
         algebra_budget: the same with both sides computed in float64 from the same tensors; an approximation needs its
             whole budget here too. Not looked at for rules that promise the same bits.
         output_budget: the same for the program's outputs, to which every later operator carries the difference.
+        approximation: empty for rules whose algebra is exact; else what they approximate, how closely, and why, in a
+            sentence that the manifest and ``export`` repeat. Budgets must cover it.
         rewires_writes: the rule turns in-place operators into ordinary ones and answers for aliases itself; any
             other rule is kept off tensors that are written in place.
     """
@@ -72,4 +77,5 @@ class Rule:
     budget: float
     algebra_budget: float = FOLDED_ALGEBRA
     output_budget: float = OUTPUT_FLOAT32
+    approximation: str = ""
     rewires_writes: bool = False

@@ -7,7 +7,8 @@ in another order differ by up to 2e-5 of the largest value: so atol is at least 
 5e-6 of it, and 1.7e-4 in absolute terms at an image whose largest logit was 124.) Whoever gives an atol or rtol is
 judged by these alone, to the letter.
 
-fp16: per-element PSNR of at least 40 dB and cosine of at least 0.999, for every sample.
+fp16: per-element PSNR of at least 40 dB and cosine of at least 0.999, for every sample. So is an fp32 file judged that
+a rule has rewritten by an approximation, which its manifest says: the tolerance of exact files is not what it promises.
 
 Both: no NaN or infinity on either side, files as the manifest says, and the same top-1 class. A top-1 class may differ
 without fault where the reference itself hardly prefers one: when its best two scores lie closer together than twice
@@ -61,14 +62,20 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def policy_for(precision: str, *, atol: float | None = None, rtol: float | None = None) -> Policy:
-    """The limits for a precision; a given atol or rtol replaces fp32's and comes on top of fp16's (or UsageError)."""
+def policy_for(
+    precision: str, *, approximate: bool = False, atol: float | None = None, rtol: float | None = None
+) -> Policy:
+    """The limits for a precision; a given atol or rtol replaces fp32's and comes on top of fp16's (or UsageError).
+
+    Args:
+        approximate: a rewrite that is not exact was applied: fp32 gets the limits of fp16.
+    """
     for name, value in (("atol", atol), ("rtol", rtol)):
         if value is not None and not 0 <= value < float("inf"):
             raise UsageError(f"{name} {value}: expected a finite number of at least 0")
     if precision not in POLICIES:
         raise UsageError(f"no limits are known for precision {precision!r}, known are {', '.join(POLICIES)}")
-    base = POLICIES[precision]
+    base = POLICIES["fp16" if approximate and precision == "fp32" else precision]
     if atol is None and rtol is None:
         return base
     return Policy(

@@ -30,10 +30,17 @@ def _open_coreml(artifact: Artifact, threads: int | None) -> Session:
     )
 
 
+def _open_coreai(artifact: Artifact, threads: int | None) -> Session:
+    from mobilec.runtime.coreai_session import CoreAISession
+
+    return CoreAISession(artifact.model_path, inputs=artifact.manifest.inputs, outputs=artifact.manifest.outputs)
+
+
 # manifest.backend -> opener; `threads` is ignored by engines that schedule their own.
 OPENERS: dict[str, Callable[[Artifact, int | None], Session]] = {
     "onnx": _open_onnx,
     "coreml": _open_coreml,
+    "coreai": _open_coreai,
 }
 
 

@@ -13,6 +13,7 @@ from mobilec.mobile.preprocessing import load_pixels
 from mobilec.mobile.provenance import Weights
 from mobilec.runtime.accuracy import Accuracy, measure_accuracy, open_dataset
 from mobilec.runtime.cases import Feeder, make_feeder
+from mobilec.runtime.coreai_session import CAVEAT, PORTABLE
 from mobilec.runtime.data import count_samples
 from mobilec.runtime.gates import RTOL, Gate, Policy, at_most, failures, policy_for
 from mobilec.runtime.images import batches, find_images
@@ -47,6 +48,8 @@ class Validation:
     Attributes:
         weights: one phrase on where the numbers come from, honest about randomness.
         engine / threads: what ran the artefact; the reference ran in PyTorch at the same number of threads.
+        approximations: ``rule: what it approximated`` for each rewrite that was not exact; with any, fp32 is judged by
+            the limits of fp16.
         faults: files that are not what the manifest says.
         samples: "probes" (built-in), "images" or "images and probes": what ``rows`` were measured on.
         rows: one for each output of each sample; the data set's images are in ``outputs`` and ``accuracy`` only.
@@ -64,6 +67,7 @@ class Validation:
     precision: str
     engine: str
     threads: int | None
+    approximations: tuple[str, ...]
     gates: tuple[Gate, ...]
     passing: Passing
     worst_relative: float | None
@@ -115,7 +119,8 @@ def validate(
     """
     artifact = as_artifact(artifact, verify=False)
     manifest = artifact.manifest
-    policy = policy_for(manifest.precision, atol=atol, rtol=rtol)
+    approximations = _approximations(manifest)
+    policy = policy_for(manifest.precision, approximate=bool(approximations), atol=atol, rtol=rtol)
     if limit is not None and data is None:
         raise UsageError("limit counts images of a data set, and none was given")
     files = find_images([images] if isinstance(images, str | Path) else images)
@@ -149,6 +154,7 @@ def validate(
         precision=manifest.precision,
         engine=names,
         threads=used,
+        approximations=approximations,
         gates=gates,
         passing=_passing(outputs, policy),
         worst_relative=worst_relative(outputs),
@@ -158,8 +164,14 @@ def validate(
         accuracy=accuracy,
         faults=faults,
         unreadable=unreadable,
-        warnings=tuple(_warnings(gates, manifest, weights, samples, unreadable, accuracy)),
+        warnings=tuple(_warnings(gates, manifest, names, weights, samples, unreadable, accuracy)),
         passed=not failures(gates),
+    )
+
+
+def _approximations(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(
+        f"{item.rule}: {item.approximation}" for item in manifest.passes if item.approximation and item.rewritten
     )
 
 
@@ -250,6 +262,7 @@ def _passing(outputs: Sequence[OutputSummary], policy: Policy) -> Passing:
 def _warnings(
     gates: Sequence[Gate],
     manifest: Manifest,
+    engine: str,
     weights: Weights,
     samples: str,
     unreadable: Sequence[str],
@@ -258,12 +271,15 @@ def _warnings(
     found = []
     if weights.source == "random" or weights.random_tensors:
         found.append(weights.summary)
+    if engine == PORTABLE:
+        found.append(CAVEAT)
     for gate in gates:
         if not gate.required and not gate.passed:
             found.append(f"{gate.name}: {_figure(gate.value)}, expected {gate.relation} {gate.limit:g} ({gate.detail})")
     if unreadable:
         found.append(f"{len(unreadable)} images given cannot be read: {unreadable[0]}")
-    if samples == "probes" and accuracy is None and manifest.precision != "fp32":
+    loose = manifest.precision != "fp32" or bool(_approximations(manifest))
+    if samples == "probes" and accuracy is None and loose:
         found.append("compared on built-in images only: top-1 agreement on real ones needs --images or --data")
     if accuracy is not None:
         if accuracy.unreadable:

@@ -137,6 +137,18 @@ def test_validate_with_json_is_one_document_either_way(run: Callable, copy: Path
     assert {gate["name"] for gate in done.document["gates"]} >= {"integrity", "finite", "tolerance", "top1"}
 
 
+def test_an_approximation_and_its_limits_are_said(run: Callable, copy: Path) -> None:
+    first, *rest = open_artifact(copy).manifest.passes
+    record = replace(first, rewritten=2, approximation="tanh for erf, 92 dB")
+    reseal(copy, passes=(record, *rest))
+    for words in (("validate", copy), ("info", copy)):
+        done = run(*words)
+        assert done.code == 0, done.stderr
+        assert f"{record.rule}: tanh for erf, 92 dB" in " ".join(done.stdout.split())
+    assert "by PSNR and cosine as half precision is" in run("validate", copy).stdout
+    assert run("validate", copy, "--json").document["approximations"] == [f"{record.rule}: tanh for erf, 92 dB"]
+
+
 def _pictures(folder: Path, classes: int = 5, each: int = 2) -> Path:
     generator = np.random.default_rng(0)
     for label in range(classes):

@@ -49,7 +49,7 @@ def test_options_reach_compile(run: Callable, calls: list, tmp_path: Path) -> No
         ),
         *("--replace-head", "--input-size", "320x256", "--precision", "fp32", "--target", "ane", "--dynamic-batch"),
         *("--deployment-target", "iOS18", "--image-input", "--labels", labels, "--skip-rule", "a", "--skip-rule", "b"),
-        *("--no-proof", "--force"),
+        *("--only-rule", "c", "--rules", tmp_path / "my_rule.py", "--no-proof", "--force"),
     )
     assert run(*words).code == 0
     model, options = calls[0]
@@ -73,6 +73,8 @@ def test_options_reach_compile(run: Callable, calls: list, tmp_path: Path) -> No
         "labels": ("a", "b"),
         "preprocessing": None,
         "skip_rules": ("a", "b"),
+        "only_rules": ("c",),
+        "rule_files": (tmp_path / "my_rule.py",),
         "proof": False,
         "force": True,
     }

@@ -14,10 +14,9 @@ from torch.fx import Node
 from mobilec.errors import RewriteError
 from mobilec.passes.capture import capture
 from mobilec.passes.graph import Editor
-from mobilec.passes.pipelines import pipeline
+from mobilec.passes.pipelines import TARGETS, pipeline
 from mobilec.passes.rewrite import rewrite
 from mobilec.passes.rule import EXACT, FOLDED_FLOAT32, Match, Refused, Rule
-from mobilec.passes.rules.table import RULES
 from support.rewriting import apply, inputs, lively
 
 _aten = torch.ops.aten
@@ -223,11 +222,11 @@ class Deep(nn.Module):
         return x
 
 
-def work(blocks: int) -> tuple[Counter[str], int]:
+def work(target: str, blocks: int) -> tuple[Counter[str], int]:
     """Match calls by rule, and Python calls altogether."""
     program = capture(lively(Deep(blocks)), inputs((1, 2, 2, 2)))
     calls: Counter[str] = Counter()
-    rules = [counted(rule, calls) for rule in RULES.values()]
+    rules = [counted(rule, calls) for rule in pipeline(target)]
     total = 0
 
     def count(frame, event: str, argument) -> None:
@@ -239,13 +238,14 @@ def work(blocks: int) -> tuple[Counter[str], int]:
         result = rewrite(program, rules)
     finally:
         sys.setprofile(None)
-    assert {record.rule: record.rewritten for record in result.evidence}["fold_batch_norm"] == blocks
+    assert next(record for record in result.evidence if record.rule == "fold_batch_norm").rewritten == blocks
     return calls, total
 
 
-def test_work_grows_with_the_graph_and_no_faster() -> None:
-    few, few_total = work(20)  # 200 nodes
-    many, many_total = work(200)  # 2000 nodes
+@pytest.mark.parametrize("target", TARGETS)
+def test_work_grows_with_the_graph_and_no_faster(target: str) -> None:
+    few, few_total = work(target, 20)  # 200 nodes
+    many, many_total = work(target, 200)  # 2000 nodes
     for name in few:
         assert many[name] <= 11 * few[name], name
     assert many_total <= 12 * few_total

@@ -43,6 +43,10 @@ EXPECTED = {
 }
 
 
+# Rules that trade a little more arithmetic, or weights with zeros in them, for fewer and quicker operators.
+ROOM = {"lower_channel_conv1d": 0.10, "block_channel_conv1d": 0.10, "pad_depthwise": 0.001}
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_pipeline_on_a_family(name: str) -> None:
     reference, expected = load_reference(name), EXPECTED[name]
@@ -56,8 +60,9 @@ def test_pipeline_on_a_family(name: str) -> None:
     for record in result.evidence:
         assert record.gap <= record.budget
         assert record.unexercised == 0, record.rule
-        assert record.after.macs <= record.before.macs
-        assert record.after.parameters <= record.before.parameters
+        room = 1.0 + ROOM.get(record.rule, 0.0)
+        assert record.after.macs <= room * record.before.macs
+        assert record.after.parameters <= room * record.before.parameters
     assert ops(result.program)["batch_norm"] == expected.norms_left, expected.why
     assert input_specs(result.program) == input_specs(program)
     assert output_specs(result.program) == output_specs(program)

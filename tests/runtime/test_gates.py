@@ -58,6 +58,8 @@ def test_given_tolerances_replace_those_of_fp32_and_join_those_of_fp16() -> None
     assert policy_for("fp32", atol=0.1) == Policy(atol=0.1, rtol=1e-4)
     assert policy_for("fp32", rtol=0.0) == Policy(atol=1e-4, rtol=0.0)
     assert policy_for("fp16", atol=0.1, rtol=0.2) == Policy(atol=0.1, rtol=0.2, psnr_db=40.0, cosine=0.999)
+    assert policy_for("fp32", approximate=True) == policy_for("fp16", approximate=True) == POLICIES["fp16"]
+    assert policy_for("fp32", approximate=True, atol=0.1) == policy_for("fp16", atol=0.1)
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="atol"):
             policy_for("fp32", atol=wrong)

@@ -50,7 +50,7 @@ def expected(x: np.ndarray) -> np.ndarray:
 
 
 def test_every_backend_of_the_table_is_under_contract() -> None:
-    assert set(OPENERS) == {"onnx", "coreml"}  # coreml: its refusal below
+    assert set(OPENERS) == {"onnx", "coreml", "coreai"}  # coreml: its refusal below; coreai: test_coreai_session
 
 
 def test_specs_and_numbers(opener: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from mobilec.errors import ArtifactError, CheckFailed, DataError, UsageError
 from mobilec.export.manifest import InputSpec, OutputSpec
 from mobilec.mobile.preprocessing import Preprocessing, load_image
+from mobilec.passes.evidence import Cost, PassEvidence
 from mobilec.runtime.images import probe_images
 from mobilec.runtime.validate import Validation, validate
 from support.artefacts import Lively, build, edit_weights, image_input, logits, reseal
@@ -439,3 +441,47 @@ def test_features_have_no_accuracy(copy: Path, photos: Path) -> None:
     assert checked(copy).passed
     with pytest.raises(DataError, match="has no class scores"):
         checked(copy, data=photos)
+
+
+# --- approximate rewrites ---------------------------------------------------------------------------------------------
+
+
+def _approximated(lively: Path, tmp_path: Path, factor: float, rewritten: int = 3) -> Path:
+    """The folder with every weight off by ``factor``, and a manifest that calls it an approximation."""
+    folder = tmp_path / "a"
+    shutil.copytree(lively, folder)
+    edit_weights(folder / "model.onnx", lambda name, values: values * factor)
+    cost = Cost(1, 1, 1, 1)
+    record = PassEvidence("rough_gelu", rewritten, (), 1e-3, 2e-3, 0, cost, cost, approximation="close enough")
+    reseal(folder, passes=(record,))
+    return folder
+
+
+def test_an_approximation_is_judged_like_half_precision(lively: Path, tmp_path: Path) -> None:
+    found = checked(_approximated(lively, tmp_path, 1.0005))
+    assert found.passed
+    assert found.approximations == ("rough_gelu: close enough",)
+    assert set(gates(found)) == {"integrity", "finite", "psnr_db", "cosine", "top1", "lively"}
+    assert any("top-1 agreement on real ones" in warning for warning in found.warnings)
+
+
+def test_a_rough_approximation_fails(lively: Path, tmp_path: Path) -> None:
+    found = checked(_approximated(lively, tmp_path, 1.05))
+    assert not found.passed
+    assert not gates(found)["psnr_db"]
+    with pytest.raises(CheckFailed, match="psnr_db"):
+        found.raise_if_failed()
+
+
+def test_an_approximation_that_rewrote_nothing_loosens_nothing(lively: Path, tmp_path: Path) -> None:
+    found = checked(_approximated(lively, tmp_path, 1.0005, rewritten=0))
+    assert found.approximations == ()
+    assert not gates(found)["relative"]
+    assert not found.passed
+
+
+def test_a_tolerance_to_the_letter_holds_for_an_approximation_too(lively: Path, tmp_path: Path) -> None:
+    found = checked(_approximated(lively, tmp_path, 1.0005), atol=1e-6, rtol=0.0)
+    assert gates(found)["psnr_db"]
+    assert not gates(found)["tolerance"]
+    assert not found.passed
