@@ -14,8 +14,8 @@ from mobilec.passes.pipelines import TARGETS, rule_names
 PAGE = Path(__file__).parents[1] / "docs" / "rule-list.md"
 OPENING = """# All rules
 
-In the order in which they run, as far as the targets agree on one. *Same bits*: nothing but the order of memory accesses
-changes. *Exact*: the same in real numbers, rounded elsewhere. `mobilec passes RULE` shows the algebra of a rule, what it
+In the order in which they run, as far as targets agree on one. *Same bits*: only the order of memory accesses changes.
+*Exact*: the same in real numbers, rounded elsewhere. `mobilec passes RULE` shows the algebra of a rule, what it
 refuses and its budgets; `mobilec passes --target TARGET` the rules of a target, some of which run twice.
 
 """

@@ -8,6 +8,9 @@ other chain that is the same permutation puts every element in the same place. C
 same calls, which ``merge_duplicates`` then merges. Never more calls and never more permutations than before. Where
 several readers share the first part of a chain, that part stays shared, unless the whole is a mere reshape.
 
+Two axes swapped for a matrix product stay swapped, also where one has size one and a reshape would do: compilers take
+the swap into the product (ONNX Runtime's FusedMatMul, the flags of MIL's matmul).
+
 A permutation of more than four axes is never made of smaller ones: two transpositions of rank 4 stay two.
 """
 
@@ -20,6 +23,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.matrix_products import is_matmul, swap_source
 from mobilec.passes.movement import Movement, Permute, Reshape, Spelling, spell
 from mobilec.passes.movers import (
     MOVERS,
@@ -57,6 +61,8 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
     if found is None:
         return None
     source, spelling = found.source, found.spelling
+    if swap_source(editor, node) is source and all(is_matmul(user, editor) for user in node.users):
+        return None
     output = editor.graph.output_node()
     if not spelling and output in node.users and (source.op == "placeholder" or output in source.users):
         return Refused("it keeps an output apart from an input or from another output")

@@ -16,10 +16,10 @@ from support.rewriting import FLOAT64_GAP, apply, inputs, lively
 class Gate(nn.Module):
     """Squeeze and excite behind a convolution."""
 
-    def __init__(self, squeeze: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, squeeze: Callable[[Tensor], Tensor], width: int = 16) -> None:
         super().__init__()
         self.squeeze = squeeze
-        self.before, self.reduce, self.expand = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.before, self.reduce, self.expand = nn.Conv2d(3, width, 3), nn.Conv2d(width, 2, 1), nn.Conv2d(2, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.before(x))
@@ -46,8 +46,8 @@ def test_pools(case: str) -> None:
 
 OTHERS = {
     "rows": lambda x: x.mean((2,), keepdim=True),
-    "channels": lambda x: x.mean((1, 2), keepdim=True).expand(-1, 8, -1, -1),
-    "without axes": lambda x: x.mean((2, 3)).reshape(-1, 8, 1, 1),
+    "channels": lambda x: x.mean((1, 2), keepdim=True).expand(-1, 16, -1, -1),
+    "without axes": lambda x: x.mean((2, 3)).reshape(-1, 16, 1, 1),
     "summed in another type": lambda x: x.mean((2, 3), keepdim=True, dtype=torch.float32).double(),
 }
 
@@ -55,6 +55,16 @@ OTHERS = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_leaves_other_means(case: str) -> None:
     assert apply(lively(Gate(OTHERS[case])), inputs((2, 3, 9, 8)), RULE).rewritten == 0
+
+
+def test_leaves_channels_that_fill_no_blocks() -> None:
+    assert apply(lively(Gate(SQUEEZES["mean"], width=24)), inputs((2, 3, 9, 8)), RULE).rewritten == 0
+
+
+def test_refuses_large_maps() -> None:
+    outcome = apply(lively(Gate(SQUEEZES["mean"])), inputs((1, 3, 40, 40)), RULE)
+    assert outcome.rewritten == 0
+    assert outcome.reasons == ["ONNX Runtime's pool over so large a map rounds worse than its mean"]
 
 
 def test_leaves_means_away_from_convolutions() -> None:
