@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 
 import common
-
 import mobilec
 from mobilec.export.lint_coreml import coreml_records
 from mobilec.mobile.zoo import find_variant

@@ -14,12 +14,11 @@ import tempfile
 from pathlib import Path
 
 import common
-
 import mobilec
 from mobilec.export.lint_onnx import onnx_records
 from mobilec.mobile.zoo import list_models
-from mobilec.passes.lint import lint
-from mobilec.passes.targets import facts
+from mobilec.passes.lint.judge import lint
+from mobilec.passes.lint.targets import facts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.usability import COREML, NNAPI, judge

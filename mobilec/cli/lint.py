@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mobilec.export.lint_model import Lint
-    from mobilec.passes.lint import Finding, LintReport
+    from mobilec.passes.lint.judge import Finding, LintReport
 
 PLACES = 3
 PARTITIONS = 5
@@ -177,7 +177,7 @@ def _show(found: Lint, limit: int) -> None:
     from mobilec.cli import render
     from mobilec.cli.output import stdout_console
     from mobilec.export.lint_model import VOCABULARIES
-    from mobilec.passes.targets import facts
+    from mobilec.passes.lint.targets import facts
 
     console = stdout_console()
     vocabulary = facts(found.target, VOCABULARIES[found.backend])

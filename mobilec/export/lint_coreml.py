@@ -14,8 +14,8 @@ from typing import Any
 
 from mobilec.errors import ArtifactError
 from mobilec.export.quiet import quiet
-from mobilec.passes.lint import UNKNOWN_SHAPE, OpRecord, Shape
-from mobilec.passes.lint_macs import mil_macs
+from mobilec.passes.lint.judge import UNKNOWN_SHAPE, OpRecord, Shape
+from mobilec.passes.lint.macs import mil_macs
 
 _SMALL = 1024  # elements of a constant that is taken for a parameter
 _FIRST = ("x", "y")  # arguments that come first; the others follow by name

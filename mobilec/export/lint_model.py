@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from mobilec.errors import CheckFailed, UsageError
 from mobilec.export.subject import is_artefact, resolve_subject
-from mobilec.passes.lint import Finding, LintReport, OpRecord
+from mobilec.passes.lint.judge import Finding, LintReport, OpRecord
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+    from mobilec.passes.lint.targets import Vocabulary
     from mobilec.passes.rule import Rule
-    from mobilec.passes.targets import Vocabulary
 
-# a backend's operators, in the words of ``mobilec.passes.targets``
+# a backend's operators, in the words of ``mobilec.passes.lint.targets``
 VOCABULARIES = {"onnx": "onnx", "coreml": "mil"}
 PREFERRED = {"ane": "coreml"}  # which backend reaches a target best; ONNX for all others
 FILES = {".onnx": "onnx", ".mlpackage": "coreml", ".mlmodel": "coreml"}
@@ -192,7 +192,7 @@ def _check_backend(path: Path, backend: str, to: str | None) -> None:
 def _judge_file(subject: str, kind: str, path: Path, target: str, backend: str, tell: Progress) -> Lint:
     from mobilec.export.lint_coreml import coreml_records
     from mobilec.export.lint_onnx import onnx_records
-    from mobilec.passes.lint import lint as judge
+    from mobilec.passes.lint.judge import lint as judge
 
     vocabulary = _facts(target, backend)
     tell(f"reading {path.name}")
@@ -284,15 +284,15 @@ def _key(finding: Finding) -> Key:
 
 
 def _judge(program: ExportedProgram, vocabulary: Vocabulary, subject: str) -> LintReport:
-    from mobilec.passes.lint import lint as judge
-    from mobilec.passes.lint_program import program_records
+    from mobilec.passes.lint.judge import lint as judge
+    from mobilec.passes.lint.program import program_records
 
     records: Sequence[OpRecord] = program_records(program, vocabulary.name)
     return judge(records, vocabulary, subject)
 
 
 def _facts(target: str, backend: str) -> Vocabulary:
-    from mobilec.passes.targets import facts
+    from mobilec.passes.lint.targets import facts
 
     if backend not in VOCABULARIES:
         raise UsageError(f"unknown backend {backend!r} to lint for, expected one of {', '.join(VOCABULARIES)}")
@@ -300,6 +300,6 @@ def _facts(target: str, backend: str) -> Vocabulary:
 
 
 def _targets_hint() -> str:
-    from mobilec.passes.targets import vocabularies
+    from mobilec.passes.lint.targets import vocabularies
 
     return f"give --target {'|'.join(dict.fromkeys(name for name, _ in vocabularies()))}"

@@ -17,8 +17,8 @@ from mobilec.errors import ArtifactError
 from mobilec.export.quiet import quiet
 from mobilec.export.to_onnx import KEPT_INSIDE_BYTES, MODULE_KEY
 from mobilec.mobile.text import first_line
-from mobilec.passes.lint import UNKNOWN_SHAPE, OpRecord, Shape
-from mobilec.passes.lint_macs import onnx_macs
+from mobilec.passes.lint.judge import UNKNOWN_SHAPE, OpRecord, Shape
+from mobilec.passes.lint.macs import onnx_macs
 
 if TYPE_CHECKING:
     import onnx

@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from mobilec.passes.evidence import Cost
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import CONVOLUTIONS, TRANSPOSED
+from mobilec.passes.patterns.linear_layers import CONVOLUTIONS, TRANSPOSED
 from mobilec.passes.provenance import module_path, op_name
 
 _aten = torch.ops.aten

@@ -14,8 +14,8 @@ import pytest
 from mobilec.errors import ArtifactError
 from mobilec.export.lint_coreml import coreml_records
 from mobilec.export.quiet import quiet
-from mobilec.passes.lint import LintReport, OpRecord, lint
-from mobilec.passes.targets import facts
+from mobilec.passes.lint.judge import LintReport, OpRecord, lint
+from mobilec.passes.lint.targets import facts
 
 with quiet():
     import coremltools as ct

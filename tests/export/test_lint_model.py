@@ -16,7 +16,8 @@ import mobilec
 from mobilec.errors import ArtifactError, CheckFailed, UsageError
 from mobilec.export.compile import compile
 from mobilec.export.lint_model import Lint, _carried_on, _key, lint
-from mobilec.passes.lint import Finding
+from mobilec.passes.lint import fixes
+from mobilec.passes.lint.judge import Finding
 
 CEIL = """
 import torch
@@ -115,9 +116,7 @@ def test_rules_are_chosen_as_in_export(ceil: Path) -> None:
 
 
 def test_why_a_named_rule_left_a_place_alone(ceil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mobilec.passes import lint_fixes
-
-    monkeypatch.setattr(lint_fixes, "suggest", lambda record, limit, vocabulary: ("lower_ceil", "by hand"))
+    monkeypatch.setattr(fixes, "suggest", lambda record, limit, vocabulary: ("lower_ceil", "by hand"))
     found = lint(Narrow(), target="nnapi", input_shapes={"x": (4, 1)}, rule_files=[ceil], only_rules=["lower_ceil"])
     (finding,) = found.left
     assert finding.fix == "lower_ceil"

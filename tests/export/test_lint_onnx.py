@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mobilec.errors import ArtifactError
 from mobilec.export.lint_onnx import onnx_records
 from mobilec.export.quiet import quiet
-from mobilec.passes.lint import UNKNOWN_SHAPE, LintReport, OpRecord, Shape, lint
-from mobilec.passes.targets import facts
+from mobilec.passes.lint.judge import UNKNOWN_SHAPE, LintReport, OpRecord, Shape, lint
+from mobilec.passes.lint.targets import facts
 
 MAP = [1, 8, 6, 6]
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 from mobilec.errors import RewriteError
 from mobilec.passes.capture import capture
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import layer_at, rebuild
+from mobilec.passes.patterns.linear_layers import layer_at, rebuild
 from mobilec.passes.probes import KINDS, probe
 from mobilec.passes.proof import Verdict, difference
 from mobilec.passes.rewrite import rewrite

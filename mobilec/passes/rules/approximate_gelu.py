@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.precision import too_coarse
+from mobilec.passes.patterns.precision import too_coarse
 from mobilec.passes.rule import Match, Refused, Rule
 from mobilec.passes.rules import lower_gelu_tanh
 

@@ -22,10 +22,9 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Movement, Permute, shape_of, spell
-from mobilec.passes.movers import emit_movement, is_mover, movers_of, spelling_of
-from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
-from mobilec.passes.windows import (
+from mobilec.passes.patterns.movement import Movement, Permute, shape_of, spell
+from mobilec.passes.patterns.movers import emit_movement, is_mover, movers_of, spelling_of
+from mobilec.passes.patterns.windows import (
     BATCH,
     CHANNELS,
     COLUMNS,
@@ -36,6 +35,7 @@ from mobilec.passes.windows import (
     part_of,
     window_attention_at,
 )
+from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten
 _CHANNELS_LAST = (BATCH, ROWS, COLUMNS, CHANNELS)

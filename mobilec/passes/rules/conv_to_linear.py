@@ -17,9 +17,9 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, layer_at
-from mobilec.passes.movement import Permute
-from mobilec.passes.movers import is_mover, moved_tensor, spelling_of
+from mobilec.passes.patterns.linear_layers import Layer, layer_at
+from mobilec.passes.patterns.movement import Permute
+from mobilec.passes.patterns.movers import is_mover, moved_tensor, spelling_of
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

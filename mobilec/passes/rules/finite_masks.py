@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.polynomials import number
+from mobilec.passes.patterns.polynomials import number
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
 
 _aten = torch.ops.aten

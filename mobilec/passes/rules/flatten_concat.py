@@ -17,8 +17,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.spellings import CONCATENATIONS, Part, joined_at, part_at
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
-from mobilec.passes.spellings import CONCATENATIONS, Part, joined_at, part_at
 
 _aten = torch.ops.aten
 _MOST_OPERANDS = 5

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from mobilec.passes.batch_norm import affine_at
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import ReaderFold, is_layer, layer_at, rebuild_readers, scale_inputs
+from mobilec.passes.patterns.batch_norm import affine_at
+from mobilec.passes.patterns.linear_layers import ReaderFold, is_layer, layer_at, rebuild_readers, scale_inputs
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 

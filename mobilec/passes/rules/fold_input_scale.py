@@ -13,10 +13,10 @@ from __future__ import annotations
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import ReaderFold, is_layer, layer_at, rebuild_readers, scale_inputs
+from mobilec.passes.patterns.linear_layers import ReaderFold, is_layer, layer_at, rebuild_readers, scale_inputs
+from mobilec.passes.patterns.scaling import SCALES, SHIFTS, affine_at, is_per_channel, operands_at
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
-from mobilec.passes.scaling import SCALES, SHIFTS, affine_at, is_per_channel, operands_at
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mobilec.passes.axis_views import permutation
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_inputs
+from mobilec.passes.patterns.axis_views import permutation
+from mobilec.passes.patterns.linear_layers import Layer, is_layer, layer_at, rebuild, scale_inputs
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 

@@ -23,10 +23,10 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from mobilec.passes.axis_views import View, entries, follow, identity, moved_from, trace
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, is_layer, layer_at, rebuild, scale_outputs
-from mobilec.passes.matrix_products import SCALINGS, is_matmul, scalar_factor
+from mobilec.passes.patterns.axis_views import View, entries, follow, identity, moved_from, trace
+from mobilec.passes.patterns.linear_layers import Layer, is_layer, layer_at, rebuild, scale_outputs
+from mobilec.passes.patterns.matrix_products import SCALINGS, is_matmul, scalar_factor
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

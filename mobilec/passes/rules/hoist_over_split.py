@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from mobilec.passes.axis_views import SPLITS
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.axis_views import SPLITS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten

@@ -13,9 +13,9 @@ import math
 
 from torch.fx import Node
 
-from mobilec.passes.elementwise import BINARY, SCALAR, UNARY, acts_alone, repeat_call
 from mobilec.passes.graph import Editor
-from mobilec.passes.nearest import UPSAMPLINGS
+from mobilec.passes.patterns.elementwise import BINARY, SCALAR, UNARY, acts_alone, repeat_call
+from mobilec.passes.patterns.nearest import UPSAMPLINGS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 

@@ -24,7 +24,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, layer_at
+from mobilec.passes.patterns.linear_layers import Layer, layer_at
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

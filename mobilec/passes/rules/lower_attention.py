@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mobilec.passes.axis_views import reshaped
 from mobilec.passes.graph import Editor
-from mobilec.passes.matrix_products import MASKED, hidden_rows, known_value
+from mobilec.passes.patterns.axis_views import reshaped
+from mobilec.passes.patterns.matrix_products import MASKED, hidden_rows, known_value
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

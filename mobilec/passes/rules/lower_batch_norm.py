@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mobilec.passes.batch_norm import affine_at
 from mobilec.passes.graph import Editor
-from mobilec.passes.normalisation import FLOATS, in_layout_of
+from mobilec.passes.patterns.batch_norm import affine_at
+from mobilec.passes.patterns.normalisation import FLOATS, in_layout_of
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mobilec.passes.elementwise import acts_alone, repeat_call
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import CONVOLUTIONS
+from mobilec.passes.patterns.elementwise import acts_alone, repeat_call
+from mobilec.passes.patterns.linear_layers import CONVOLUTIONS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -7,7 +7,7 @@ The definition, over axis 1 instead of the last: the permutes only renamed axes.
 ``flatten(2).transpose(1, 2)``; there the norm moves before the flatten too. Whatever other permutation brings an axis
 to the end and back is taken.
 
-Two rules, which differ in the spelling (``mobilec.passes.normalisation``):
+Two rules, which differ in the spelling (``mobilec.passes.patterns.normalisation``):
 
 ``lower_channel_layer_norm``        by sqrt and division, for NNAPI, which lacks LayerNormalization and Reciprocal.
 ``lower_channel_layer_norm_rsqrt``  the spelling that coremltools turns into one ``layer_norm`` over axis 1, where it
@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mobilec.passes.axis_views import permutation
 from mobilec.passes.graph import Editor
-from mobilec.passes.normalisation import Form, in_layout_of, refusal, spelled, with_affine
+from mobilec.passes.patterns.axis_views import permutation
+from mobilec.passes.patterns.normalisation import Form, in_layout_of, refusal, spelled, with_affine
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -14,8 +14,8 @@ import math
 import torch
 from torch.fx import Node
 
-from mobilec.passes.clamps import CLAMPS, Clamp, clamp_at
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.clamps import CLAMPS, Clamp, clamp_at
 from mobilec.passes.rule import EXACT, Match, Rule
 
 _aten = torch.ops.aten

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import CONVOLUTIONS
+from mobilec.passes.patterns.linear_layers import CONVOLUTIONS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

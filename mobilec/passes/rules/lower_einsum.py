@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from mobilec.passes.axis_views import is_viewed
-from mobilec.passes.einsum_plans import Equation, EquationError, Letters, Product, parse, plan
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.axis_views import is_viewed
+from mobilec.passes.patterns.einsum_plans import Equation, EquationError, Letters, Product, parse, plan
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

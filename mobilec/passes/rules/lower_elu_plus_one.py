@@ -19,8 +19,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.spellings import is_one
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
-from mobilec.passes.spellings import is_one
 
 _aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ The definition itself. torch.onnx writes a reshape to [B, G, -1], InstanceNormal
 does not know; coremltools a reshape to rank 5 with no care for half precision. One group, as a norm before attention
 has, needs no reshape at all.
 
-Two rules, which differ in how ``mobilec.passes.normalisation`` writes the norm:
+Two rules, which differ in how ``mobilec.passes.patterns.normalisation`` writes the norm:
 
 ``lower_group_norm``          7 operators, then weight and bias. In half precision right while activations lie within
                               255 of their mean.
@@ -27,7 +27,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.normalisation import Form, in_layout_of, refusal, spelled, with_affine
+from mobilec.passes.patterns.normalisation import Form, in_layout_of, refusal, spelled, with_affine
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

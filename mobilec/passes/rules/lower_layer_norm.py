@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.normalisation import Form, in_layout_of, refusal, spelled, with_affine
+from mobilec.passes.patterns.normalisation import Form, in_layout_of, refusal, spelled, with_affine
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Permute, Reshape, Spelling, spell
-from mobilec.passes.movement_steps import steps
-from mobilec.passes.movers import MOVERS, emit, follow_all, is_mover, moved_tensor, movers_of, spelling_of
+from mobilec.passes.patterns.movement import Permute, Reshape, Spelling, spell
+from mobilec.passes.patterns.movement_steps import steps
+from mobilec.passes.patterns.movers import MOVERS, emit, follow_all, is_mover, moved_tensor, movers_of, spelling_of
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 MOST_AXES = 4

@@ -20,7 +20,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.nearest import UPSAMPLINGS, Lines, assemble, read_lines, spell_lines
+from mobilec.passes.patterns.nearest import UPSAMPLINGS, Lines, assemble, read_lines, spell_lines
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
 
 _aten = torch.ops.aten

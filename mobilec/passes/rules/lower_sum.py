@@ -18,7 +18,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.matrix_products import scalar_factor
+from mobilec.passes.patterns.matrix_products import scalar_factor
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.normalisation import FLOATS
+from mobilec.passes.patterns.normalisation import FLOATS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

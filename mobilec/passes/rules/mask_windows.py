@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Movement, shape_of, spell
-from mobilec.passes.movers import emit_movement
-from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
-from mobilec.passes.windows import (
+from mobilec.passes.patterns.movement import Movement, shape_of, spell
+from mobilec.passes.patterns.movers import emit_movement
+from mobilec.passes.patterns.windows import (
     BATCH,
     CHANNELS,
     COLUMNS,
@@ -37,6 +36,7 @@ from mobilec.passes.windows import (
     part_of,
     window_attention_at,
 )
+from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten
 MOST_WINDOWS = 4

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import LINEAR, Layer, is_layer, layer_at, rebuild, scale_inputs
+from mobilec.passes.patterns.linear_layers import LINEAR, Layer, is_layer, layer_at, rebuild, scale_inputs
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import CONVOLUTIONS, Layer, layer_at, rebuild
+from mobilec.passes.patterns.linear_layers import CONVOLUTIONS, Layer, layer_at, rebuild
 from mobilec.passes.rule import FOLDED_FLOAT32, Match, Refused, Rule
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movers import follow, is_mover, moved_tensor, start
+from mobilec.passes.patterns.movers import follow, is_mover, moved_tensor, start
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from mobilec.passes.axis_views import MATRIX_TRANSPOSES, PERMUTES, SWAPS
 from mobilec.passes.graph import Editor
-from mobilec.passes.matrix_products import is_matmul, scalar_factor, softmax_axis, swap_source, swapped
+from mobilec.passes.patterns.axis_views import MATRIX_TRANSPOSES, PERMUTES, SWAPS
+from mobilec.passes.patterns.matrix_products import is_matmul, scalar_factor, softmax_axis, swap_source, swapped
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten

@@ -19,7 +19,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.matrix_products import MATMULS
+from mobilec.passes.patterns.matrix_products import MATMULS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import Layer, layer_at, rebuild
+from mobilec.passes.patterns.linear_layers import Layer, layer_at, rebuild
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 ALIGNMENT = 4

@@ -19,8 +19,8 @@ import math
 import torch
 from torch.fx import Node
 
-from mobilec.passes.activation_forms import Form, find
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.activations import Form, find
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -19,10 +19,10 @@ from collections.abc import Callable
 import torch
 from torch.fx import Node
 
-from mobilec.passes.activation_forms import Form, find
-from mobilec.passes.clamps import CLAMPS, clamp_at
 from mobilec.passes.graph import Editor
-from mobilec.passes.polynomials import Polynomial
+from mobilec.passes.patterns.activations import Form, find
+from mobilec.passes.patterns.clamps import CLAMPS, clamp_at
+from mobilec.passes.patterns.polynomials import Polynomial
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -26,8 +26,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import is_layer
-from mobilec.passes.normalisation import FLOATS, in_layout_of
+from mobilec.passes.patterns.linear_layers import is_layer
+from mobilec.passes.patterns.normalisation import FLOATS, in_layout_of
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -24,8 +24,17 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from mobilec.passes.cyclic_shifts import AT_LEAST_ZERO, HIGHEST, LOWEST, Extreme, Form, build, count, extreme_at
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.cyclic_shifts import (
+    AT_LEAST_ZERO,
+    HIGHEST,
+    LOWEST,
+    Extreme,
+    Form,
+    build,
+    count,
+    extreme_at,
+)
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
 
 

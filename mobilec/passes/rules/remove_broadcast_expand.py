@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from mobilec.passes.elementwise import BINARY, broadcast
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.elementwise import BINARY, broadcast
 from mobilec.passes.rule import EXACT, Match, Rule
 
 _aten = torch.ops.aten

@@ -18,8 +18,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Movement, Piece, Shape, product, sizes_of, spell
-from mobilec.passes.movers import emit, follow_all, is_mover, moved_tensor
+from mobilec.passes.patterns.movement import Movement, Piece, Shape, product, sizes_of, spell
+from mobilec.passes.patterns.movers import emit, follow_all, is_mover, moved_tensor
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -23,9 +23,9 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.matrix_products import is_matmul, swap_source
-from mobilec.passes.movement import Movement, Permute, Reshape, Spelling, spell
-from mobilec.passes.movers import (
+from mobilec.passes.patterns.matrix_products import is_matmul, swap_source
+from mobilec.passes.patterns.movement import Movement, Permute, Reshape, Spelling, spell
+from mobilec.passes.patterns.movers import (
     MOVERS,
     emit,
     follow,

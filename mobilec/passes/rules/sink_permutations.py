@@ -15,8 +15,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Permute
-from mobilec.passes.movers import is_mover, moved_tensor, spelling_of
+from mobilec.passes.patterns.movement import Permute
+from mobilec.passes.patterns.movers import is_mover, moved_tensor, spelling_of
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten

@@ -14,8 +14,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.spellings import SLICES, Part, joined_at, part_at
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
-from mobilec.passes.spellings import SLICES, Part, joined_at, part_at
 
 _aten = torch.ops.aten
 

@@ -14,8 +14,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.spellings import SPLITS, Part, part_at
 from mobilec.passes.rule import EXACT, Match, Rule
-from mobilec.passes.spellings import SPLITS, Part, part_at
 
 _aten = torch.ops.aten
 

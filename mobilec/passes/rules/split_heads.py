@@ -26,9 +26,19 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mobilec.passes.axis_views import Factor, View, arrange, build, dense_range, follow, is_viewed, moved_from, trace
 from mobilec.passes.graph import Editor
-from mobilec.passes.matrix_products import is_matmul, known_value, scalar_factor, softmax_axis
+from mobilec.passes.patterns.axis_views import (
+    Factor,
+    View,
+    arrange,
+    build,
+    dense_range,
+    follow,
+    is_viewed,
+    moved_from,
+    trace,
+)
+from mobilec.passes.patterns.matrix_products import is_matmul, known_value, scalar_factor, softmax_axis
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten

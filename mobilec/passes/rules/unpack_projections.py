@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from mobilec.passes.axis_views import View, arrange, build, dense_range, follow, is_viewed, trace
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.axis_views import View, arrange, build, dense_range, follow, is_viewed, trace
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
 
 _aten = torch.ops.aten

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobilec.passes.matrix_products import MASKED, hidden_rows
+from mobilec.passes.patterns.matrix_products import MASKED, hidden_rows
 from mobilec.passes.rules.lower_attention import RULE
 from support.rewriting import FLOAT64_GAP, apply, inputs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilec.passes.einsum_plans import EquationError, parse, plan
+from mobilec.passes.patterns.einsum_plans import EquationError, parse, plan
 from mobilec.passes.rules.lower_einsum import RULE
 from support.rewriting import FLOAT64_GAP, apply, inputs
 

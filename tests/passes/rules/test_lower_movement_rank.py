@@ -124,7 +124,7 @@ def test_leaves_parts_of_small_tensors() -> None:
 
 def test_the_proof_sees_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
     from mobilec.errors import RewriteError
-    from mobilec.passes.movement import identity
+    from mobilec.passes.patterns.movement import identity
     from mobilec.passes.rules import lower_movement_rank
 
     def wrong(movement, most):  # type: ignore[no-untyped-def]

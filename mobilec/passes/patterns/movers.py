@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Movement, Permute, Reshape, Spelling, identity, shape_of, spell
+from mobilec.passes.patterns.movement import Movement, Permute, Reshape, Spelling, identity, shape_of, spell
 
 _aten = torch.ops.aten
 Arguments = dict[str, Any]

@@ -24,7 +24,7 @@ class Limit:
     """Something a target asks of an operator.
 
     Attributes:
-        check: name of the predicate in ``mobilec.passes.limits`` that decides it.
+        check: name of the predicate in ``mobilec.passes.lint.limits`` that decides it.
         what: the constraint in a sentence, without a full stop.
         source: where it is written.
         parameters: what the predicate needs beside the operator.
@@ -92,7 +92,7 @@ class Vocabulary:
 
 def vocabularies() -> tuple[tuple[str, str], ...]:
     """Pairs of target and vocabulary that facts are kept of."""
-    folder = resources.files("mobilec.passes") / "facts"
+    folder = resources.files("mobilec.passes.lint") / "facts"
     names = (entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX))
     pairs = (name.rpartition("_") for name in names)
     return tuple(sorted((target, vocabulary) for target, _, vocabulary in pairs))
@@ -109,7 +109,7 @@ def facts(target: str, vocabulary: str) -> Vocabulary:
             raise UsageError(f"no target is called {target!r}", hint=hint)
         offered = " and ".join(name for owner, name in known if owner == target)
         raise UsageError(f"target {target} is not known in {vocabulary!r} operators", hint=f"it is in {offered}")
-    file = resources.files("mobilec.passes") / "facts" / f"{target}_{vocabulary}{_SUFFIX}"
+    file = resources.files("mobilec.passes.lint") / "facts" / f"{target}_{vocabulary}{_SUFFIX}"
     return _vocabulary(json.loads(file.read_text(encoding="utf-8")))
 
 

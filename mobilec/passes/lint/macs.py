@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mobilec.passes.lint import UNKNOWN_SHAPE, Shape
+from mobilec.passes.lint.judge import UNKNOWN_SHAPE, Shape
 
 
 def _product(sizes: Sequence[int | str]) -> int:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime.tools.mobile_helpers.usability_checker import PartitioningInfo, check_partitioning
 
-from mobilec.passes.limits import CHECKS
-from mobilec.passes.lint import UNKNOWN_SHAPE, LintReport, OpRecord, Shape, lint, partition, verdict
-from mobilec.passes.lint_fixes import DEFAULT_ADVICE, REMEDIES, rules_named
+from mobilec.passes.lint.fixes import DEFAULT_ADVICE, REMEDIES, rules_named
+from mobilec.passes.lint.judge import UNKNOWN_SHAPE, LintReport, OpRecord, Shape, lint, partition, verdict
+from mobilec.passes.lint.limits import CHECKS
+from mobilec.passes.lint.targets import facts, vocabularies
 from mobilec.passes.rules.table import RULES
-from mobilec.passes.targets import facts, vocabularies
 
 MAP: Shape = (1, 8, 6, 6)
 NNAPI = facts("nnapi", "onnx")

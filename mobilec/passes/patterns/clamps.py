@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.polynomials import number
+from mobilec.passes.patterns.polynomials import number
 
 _aten = torch.ops.aten
 _RELU = _aten.relu.default

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.polynomials import ARITHMETIC, Polynomial, matches, polynomial, sources
-from mobilec.passes.precision import too_coarse
+from mobilec.passes.patterns.polynomials import ARITHMETIC, Polynomial, matches, polynomial, sources
+from mobilec.passes.patterns.precision import too_coarse
 from mobilec.passes.provenance import op_name
 from mobilec.passes.rule import Match, Refused
 

@@ -21,8 +21,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.movement import Extent, Movement, Piece, product
-from mobilec.passes.movers import follow, is_mover, moved_tensor, movers_of, start
+from mobilec.passes.patterns.movement import Extent, Movement, Piece, product
+from mobilec.passes.patterns.movers import follow, is_mover, moved_tensor, movers_of, start
 
 _aten = torch.ops.aten
 _CHUNKS = (_aten.chunk.default,)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mobilec.passes.capture import capture
 from mobilec.passes.graph import Editor
-from mobilec.passes.polynomials import matches, number, polynomial, sources
+from mobilec.passes.patterns.polynomials import matches, number, polynomial, sources
 
 
 class Formula(nn.Module):

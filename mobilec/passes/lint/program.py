@@ -1,6 +1,6 @@
 """Operators of a captured program, as records for the linter: what each ATen operator becomes on the way out.
 
-The tables in ``lint_aten_onnx`` and ``lint_aten_mil`` say what torch.onnx (opset 20, then onnxsim) and coremltools
+The tables in ``aten_onnx`` and ``aten_mil`` say what torch.onnx (opset 20, then onnxsim) and coremltools
 write for an operator. They foretell: an artefact tells for certain. An operator that no table knows stands as itself.
 """
 
@@ -19,7 +19,7 @@ from torch.fx import Node
 from mobilec.errors import UsageError
 from mobilec.passes import cost
 from mobilec.passes.graph import Editor
-from mobilec.passes.lint import OpRecord, Shape
+from mobilec.passes.lint.judge import OpRecord, Shape
 from mobilec.passes.provenance import module_path, op_name, source_line
 
 _SMALL = 64  # elements of a constant whose values limits may ask for
@@ -148,9 +148,9 @@ def program_records(program: ExportedProgram, vocabulary: str) -> tuple[OpRecord
 
 
 def _table(vocabulary: str) -> Mapping[str, Translation]:
-    from mobilec.passes import lint_aten_mil, lint_aten_onnx
+    from mobilec.passes.lint import aten_mil, aten_onnx
 
-    tables = {"onnx": lint_aten_onnx.TRANSLATIONS, "mil": lint_aten_mil.TRANSLATIONS}
+    tables = {"onnx": aten_onnx.TRANSLATIONS, "mil": aten_mil.TRANSLATIONS}
     if vocabulary not in tables:
         raise UsageError(f"no vocabulary is called {vocabulary!r}", hint=f"there are {' and '.join(tables)}")
     return tables[vocabulary]

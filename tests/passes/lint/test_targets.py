@@ -14,11 +14,11 @@ import onnxruntime.tools.mobile_helpers
 import pytest
 
 from mobilec.errors import UsageError
-from mobilec.passes.limits import CHECKS
+from mobilec.passes.lint.limits import CHECKS
+from mobilec.passes.lint.targets import Vocabulary, facts, vocabularies
 from mobilec.passes.pipelines import TARGETS
-from mobilec.passes.targets import Vocabulary, facts, vocabularies
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LISTS = Path(onnxruntime.tools.mobile_helpers.__file__).parent
 SHIPPED = {"nnapi": "nnapi_supported_ops.md", "ane": "coreml_supported_mlprogram_ops.md"}
 MISSPELT = {"Argmax"}  # a name in ONNX Runtime's list that no file can contain: ONNX says ArgMax
@@ -91,14 +91,15 @@ def test_unknown_targets_and_vocabularies() -> None:
 def test_facts_ship_with_the_package() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mobilec"]
     for target, name in vocabularies():
-        path = f"passes/facts/{target}_{name}.json"
+        path = f"passes/lint/facts/{target}_{name}.json"
         assert (ROOT / "mobilec" / path).is_file()
         assert any(fnmatch(path, pattern) for pattern in data)
 
 
 def test_judging_needs_no_torch() -> None:
     code = (
-        "import sys; from mobilec.passes.lint import OpRecord, lint; from mobilec.passes.targets import facts;"
+        "import sys; from mobilec.passes.lint.judge import OpRecord, lint;"
+        "from mobilec.passes.lint.targets import facts;"
         "lint([OpRecord('a', 'Erf')], facts('nnapi', 'onnx'), 'x');"
         "print([name for name in 'torch numpy onnx onnxruntime coremltools'.split() if name in sys.modules])"
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilec.passes.axis_views import build, entries, trace
 from mobilec.passes.capture import capture
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.axis_views import build, entries, trace
 
 Step = Callable[[Tensor], Tensor]
 

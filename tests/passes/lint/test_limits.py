@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mobilec.passes.limits import CHECKS, holds
-from mobilec.passes.lint import UNKNOWN_SHAPE, OpRecord, Shape
-from mobilec.passes.targets import Limit, facts, vocabularies
+from mobilec.passes.lint.judge import UNKNOWN_SHAPE, OpRecord, Shape
+from mobilec.passes.lint.limits import CHECKS, holds
+from mobilec.passes.lint.targets import Limit, facts, vocabularies
 
 MAP: Shape = (1, 8, 6, 6)
 

@@ -15,8 +15,8 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.spellings import is_zero, roll_at
 from mobilec.passes.rule import Refused
-from mobilec.passes.spellings import is_zero, roll_at
 
 _aten = torch.ops.aten
 LOWEST = (_aten.minimum.default, _aten.min.other)

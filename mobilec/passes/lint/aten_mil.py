@@ -1,14 +1,13 @@
 """What coremltools makes of ATen operators (iOS 17), as far as the linter must know.
 
-One line an operator in ``TRANSLATIONS``; ``tests/passes/test_lint_program.py`` compares the table with real exports.
+One line an operator in ``TRANSLATIONS``; ``tests/passes/lint/test_program.py`` compares the table with real exports.
 """
 
 from __future__ import annotations
 
 import operator
 
-from mobilec.passes.lint import Shape
-from mobilec.passes.lint_aten_forms import (
+from mobilec.passes.lint.aten_forms import (
     adaptive,
     binary,
     chain,
@@ -26,7 +25,8 @@ from mobilec.passes.lint_aten_forms import (
     unary,
     with_alpha,
 )
-from mobilec.passes.lint_program import Call, Translation, Value
+from mobilec.passes.lint.judge import Shape
+from mobilec.passes.lint.program import Call, Translation, Value
 from mobilec.passes.provenance import op_name
 
 

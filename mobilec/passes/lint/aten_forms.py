@@ -7,8 +7,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from mobilec.passes.lint import Shape
-from mobilec.passes.lint_program import Call, Translation, Value
+from mobilec.passes.lint.judge import Shape
+from mobilec.passes.lint.program import Call, Translation, Value
 
 
 def unary(op: str, **attributes: Any) -> Translation:

@@ -6,7 +6,7 @@ import itertools
 import math
 from functools import lru_cache
 
-from mobilec.passes.movement import Movement, identity
+from mobilec.passes.patterns.movement import Movement, identity
 
 # A step that leaves the innermost axis where it is copies whole runs; runs longer than this cost nothing extra.
 _LONG_RUN = 64

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mobilec.passes.axis_views import permutation
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.axis_views import permutation
 
 _aten = torch.ops.aten
 MATMULS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)

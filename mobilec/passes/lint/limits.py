@@ -18,10 +18,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mobilec.passes.targets import Limit
+from mobilec.passes.lint.targets import Limit
 
 if TYPE_CHECKING:
-    from mobilec.passes.lint import OpRecord, Shape
+    from mobilec.passes.lint.judge import OpRecord, Shape
 
 Check = Callable[["OpRecord", Mapping[str, Any]], bool]
 _LOWEST, _HIGHEST = -3.4028234663852886e38, 3.4028234663852886e38  # float32

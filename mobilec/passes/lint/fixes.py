@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mobilec.passes.targets import Limit, Vocabulary
+from mobilec.passes.lint.targets import Limit, Vocabulary
 
 if TYPE_CHECKING:
-    from mobilec.passes.lint import OpRecord
+    from mobilec.passes.lint.judge import OpRecord
 
 
 @dataclass(frozen=True)

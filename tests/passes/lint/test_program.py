@@ -21,12 +21,12 @@ from mobilec.errors import UsageError
 from mobilec.export.quiet import quiet
 from mobilec.passes import cost
 from mobilec.passes.capture import capture
-from mobilec.passes.lint import OpRecord, lint
-from mobilec.passes.lint_program import program_records
-from mobilec.passes.targets import facts
+from mobilec.passes.lint.judge import OpRecord, lint
+from mobilec.passes.lint.program import program_records
+from mobilec.passes.lint.targets import facts
 from support.zoo import build
 
-GOLDEN = Path(__file__).resolve().parents[1] / "data" / "lint"
+GOLDEN = Path(__file__).resolve().parents[2] / "data" / "lint"
 Function = Callable[[Tensor], Tensor]
 
 MAP: dict[str, Function] = {
@@ -164,7 +164,7 @@ def test_records_tell_where_they_come_from(each: torch.export.ExportedProgram) -
     records = program_records(each, "onnx")
     (norm,) = [record for record in records if record.op == "LayerNormalization"]
     assert (norm.where, norm.torch_op, norm.attributes["axis"]) == ("layers.norm", "layer_norm", 3)
-    assert norm.line.startswith("test_lint_program.py:")
+    assert norm.line.startswith("test_program.py:")
     group = [record for record in records if record.torch_op == "group_norm"]
     assert [record.op for record in group] == ["Reshape", "InstanceNormalization", "Reshape", "Mul", "Add"]
     assert group[-1].name == "group_norm"

@@ -1,14 +1,13 @@
 """What torch.onnx makes of ATen operators (opset 20, after onnxsim), as far as the linter must know.
 
-One line an operator in ``TRANSLATIONS``; ``tests/passes/test_lint_program.py`` compares the table with real exports.
+One line an operator in ``TRANSLATIONS``; ``tests/passes/lint/test_program.py`` compares the table with real exports.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from mobilec.passes.lint import Shape
-from mobilec.passes.lint_aten_forms import (
+from mobilec.passes.lint.aten_forms import (
     adaptive,
     binary,
     chain,
@@ -30,7 +29,8 @@ from mobilec.passes.lint_aten_forms import (
     unary,
     with_alpha,
 )
-from mobilec.passes.lint_program import OMITTED, Call, Translation, Value
+from mobilec.passes.lint.judge import Shape
+from mobilec.passes.lint.program import OMITTED, Call, Translation, Value
 
 
 def _convolution(call: Call) -> None:

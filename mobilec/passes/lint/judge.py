@@ -1,6 +1,6 @@
 """The judge: which operators would leave an accelerator, why, and in how many pieces that leaves the network.
 
-It knows nothing of files or graphs: front ends (``lint_program``, ``mobilec.export.lint_onnx``,
+It knows nothing of files or graphs: front ends (``program``, ``mobilec.export.lint_onnx``,
 ``mobilec.export.lint_coreml``) turn what they read into records. The pieces are counted as ONNX Runtime counts
 them, and the verdict follows the thresholds of its usability checker
 (``onnxruntime/tools/mobile_helpers/usability_checker.py``, 1.31): one piece with more than three quarters of the
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mobilec.passes.targets import Limit, Vocabulary
+from mobilec.passes.lint.targets import Limit, Vocabulary
 
 Verdict = Literal["yes", "maybe", "no"]
 Shape = tuple[int | str, ...]  # sizes; a dynamic axis has a name
@@ -38,7 +38,7 @@ class OpRecord:
         line: source line of the user's model (``file.py:12``), empty where unknown.
         input_shapes / output_shapes: one each input and output, ``UNKNOWN_SHAPE`` where not even the rank is known,
             ``()`` for an optional input that is left out.
-        attributes: plain data for the limits; see ``mobilec.passes.limits`` for the names it reads.
+        attributes: plain data for the limits; see ``mobilec.passes.lint.limits`` for the names it reads.
         inputs / outputs: names of the values; an optional input that is left out is ``""``.
         macs: multiply-accumulates.
         dtype: numpy's name for the type of the first output, empty where unknown.
@@ -133,7 +133,7 @@ def lint(records: Sequence[OpRecord], vocabulary: Vocabulary, subject: str) -> L
     Args:
         subject: what to call it in the report.
     """
-    from mobilec.passes.lint_fixes import suggest
+    from mobilec.passes.lint.fixes import suggest
 
     findings: list[Finding] = []
     inside: list[bool] = []
@@ -171,7 +171,7 @@ _SIZES = (_STATIC, "omitted_input")  # what the usability checker leaves out whe
 
 def _broken(record: OpRecord, vocabulary: Vocabulary) -> Iterator[Limit]:
     """The limits that an operator does not meet."""
-    from mobilec.passes.limits import holds
+    from mobilec.passes.lint.limits import holds
 
     if vocabulary.everything:
         return

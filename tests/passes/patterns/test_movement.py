@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mobilec.passes.movement import (
+from mobilec.passes.patterns.movement import (
     Extent,
     Movement,
     Permute,
@@ -20,7 +20,7 @@ from mobilec.passes.movement import (
     shape_of,
     spell,
 )
-from mobilec.passes.movement_steps import steps
+from mobilec.passes.patterns.movement_steps import steps
 
 
 def write(x: Tensor, spelling: Spelling) -> Tensor:

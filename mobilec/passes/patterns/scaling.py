@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.linear_layers import per_channel
+from mobilec.passes.patterns.linear_layers import per_channel
 
 _aten = torch.ops.aten
 SCALES = (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar)

@@ -1,0 +1,1 @@
+"""How people and compilers write things in graphs: what several rules recognise and build."""
