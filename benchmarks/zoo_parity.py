@@ -1,6 +1,6 @@
 """Every variant of the zoo to ONNX and Core ML at its own resolution: does it convert, is it the same, how long.
 
-    python benchmarks/zoo_parity.py [--models GLOB] [--to onnx coreml]
+    python benchmarks/zoo_parity.py [--models GLOB] [--to onnx coreml] [--target TARGET]
 
 ONNX is validated against its reference on the built-in probe images (largest error over the largest logit).
 Each export is a fresh process. Exits 3 when any variant fails.
@@ -20,7 +20,7 @@ from pathlib import Path
 from common import machine, markdown, run_self
 
 
-def _one(backend: str, name: str) -> None:
+def _one(backend: str, name: str, target: str | None) -> None:
     from mobilec import compile, validate
     from mobilec.errors import MobilecError
 
@@ -28,7 +28,7 @@ def _one(backend: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         start = time.perf_counter()
         try:
-            artifact = compile(name, to=backend, out=Path(scratch) / "out")
+            artifact = compile(name, to=backend, out=Path(scratch) / "out", target=target)
             result["seconds"] = time.perf_counter() - start
             result["mib"] = sum(entry["bytes"] for entry in artifact.manifest.files.values()) / 2**20
             result["ops"] = artifact.manifest.passes[-1].after.ops if artifact.manifest.passes else 0
@@ -47,10 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="*")
     parser.add_argument("--to", nargs="+", choices=("onnx", "coreml"), default=["onnx", "coreml"])
+    parser.add_argument("--target", help="whose rewrites; each format's own by default")
     parser.add_argument("--one", nargs=2, metavar=("BACKEND", "MODEL"), help="run a single export and print JSON")
     arguments = parser.parse_args()
     if arguments.one:
-        _one(*arguments.one)
+        _one(*arguments.one, arguments.target)
         return
     from mobilec import list_models
 
@@ -58,7 +59,8 @@ def main() -> None:
     for name in list_models(arguments.models):
         cells: list[object] = [name]
         for backend in arguments.to:
-            found = run_self(__file__, "--one", backend, name)
+            aim = ("--target", arguments.target) if arguments.target else ()
+            found = run_self(__file__, "--one", backend, name, *aim)
             if not found["ok"]:
                 failed.append(f"{name} to {backend}: {found['error'] or 'parity gate failed'}")
             worst = f"{found['worst']:.1e}" if found["worst"] is not None else "-"
