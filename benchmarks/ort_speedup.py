@@ -13,7 +13,7 @@ round slows both; its interval is a 95 % bootstrap over rounds, the same rounds 
 
 OpenVINO is needed here only. It lives in an environment of its own::
 
-    python -m venv .venv-bench && .venv-bench/bin/pip install openvino==2026.4.0 numpy
+    python -m venv .venv-bench && .venv-bench/bin/pip install openvino==2026.4.1 numpy
 
 Where that is elsewhere, name its interpreter with ``--python``; ``--no-openvino`` leaves it out.
 """
