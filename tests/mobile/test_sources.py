@@ -194,7 +194,10 @@ def test_failures_in_the_file_name_its_line(tmp_path: Path) -> None:
         ("assert False\n", "importing it raised AssertionError"),
     ],
 )
-def test_failures_while_importing_name_the_line(tmp_path: Path, text: str, words: str) -> None:
+def test_failures_while_importing_name_the_line(
+    tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "net", raising=False)  # of another test's model file
     path = write(tmp_path / "net.py", text)
     error = refused(f"{path}:make", ModelError)
     assert error.message.startswith(f"{path}:3: {words}")
