@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,15 @@ from mobilec.errors import ExportError, UsageError
 from mobilec.export import to_coreai
 from mobilec.export.artifact import Artifact
 from mobilec.export.compile import compile
-from mobilec.export.manifest import InputSpec, OutputSpec
 from mobilec.export.quiet import quiet
-from mobilec.export.request import WriteRequest
-from mobilec.passes.capture import capture, input_specs, output_specs
+from support import writing
 from support.coreai import needs_coreai
 
 pytestmark = needs_coreai
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def request_for(module: nn.Module, inputs: tuple[Tensor, ...], folder: Path, **changes: object) -> WriteRequest:
-    program = capture(module, inputs)
-    (folder / "scratch").mkdir(parents=True)
-    request = WriteRequest(
-        program=program,
-        folder=folder,
-        model_file="model.aimodel",
-        scratch=folder / "scratch",
-        inputs=tuple(InputSpec(s.name, s.shape, s.dtype) for s in input_specs(program)),
-        outputs=tuple(OutputSpec(s.name, s.shape, s.dtype) for s in output_specs(program)),
-        precision="fp16",
-        deployment_target=None,
-        labels=None,
-        description="a small model",
-        facts={"model": "small", "weights": "RANDOM"},
-        progress=lambda stage: None,
-    )
-    return replace(request, **changes)  # type: ignore[arg-type]
+request_for = partial(writing.request_for, model_file="model.aimodel", precision="fp16")
 
 
 def summary(path: Path) -> Any:

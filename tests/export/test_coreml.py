@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,14 @@ from mobilec.export import to_coreml
 from mobilec.export.adapt import append_softmax, image_scaling, scale_input
 from mobilec.export.manifest import InputSpec, OutputSpec
 from mobilec.export.quiet import quiet
-from mobilec.export.request import WriteRequest
 from mobilec.mobile.preprocessing import Preprocessing
-from mobilec.passes.capture import capture, input_specs, output_specs
+from support import writing
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 FLOAT16, FLOAT32 = 10, 11  # MIL.proto DataType
 
 
-def request_for(module: nn.Module, inputs: tuple[Tensor, ...], folder: Path, **changes: object) -> WriteRequest:
-    program = capture(module, inputs)
-    (folder / "scratch").mkdir(parents=True)
-    request = WriteRequest(
-        program=program,
-        folder=folder,
-        model_file="model.mlpackage",
-        scratch=folder / "scratch",
-        inputs=tuple(InputSpec(s.name, s.shape, s.dtype) for s in input_specs(program)),
-        outputs=tuple(OutputSpec(s.name, s.shape, s.dtype) for s in output_specs(program)),
-        precision="fp16",
-        deployment_target=None,
-        labels=None,
-        description="a small model",
-        facts={"model": "small", "weights": "RANDOM"},
-        progress=lambda stage: None,
-    )
-    return replace(request, **changes)  # type: ignore[arg-type]
+request_for = partial(writing.request_for, model_file="model.mlpackage", precision="fp16")
 
 
 def read_spec(package: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +14,9 @@ from torch import Tensor, nn
 
 from mobilec.errors import ExportError
 from mobilec.export import to_onnx
-from mobilec.export.manifest import InputSpec, OutputSpec
-from mobilec.export.request import WriteRequest
-from mobilec.passes.capture import capture, input_specs, output_specs
+from support import writing
 
-
-def request_for(module: nn.Module, inputs: tuple[Tensor, ...], folder: Path, **changes: object) -> WriteRequest:
-    dynamic = bool(changes.pop("dynamic_batch", False))
-    program = capture(module, inputs, dynamic_batch=dynamic)
-    (folder / "scratch").mkdir(parents=True)
-    request = WriteRequest(
-        program=program,
-        folder=folder,
-        model_file="model.onnx",
-        scratch=folder / "scratch",
-        inputs=tuple(InputSpec(s.name, s.shape, s.dtype) for s in input_specs(program)),
-        outputs=tuple(OutputSpec(s.name, s.shape, s.dtype) for s in output_specs(program)),
-        precision="fp32",
-        deployment_target=None,
-        labels=None,
-        description="a small model",
-        facts={"model": "small", "weights": "RANDOM"},
-        progress=lambda stage: None,
-    )
-    return replace(request, **changes)  # type: ignore[arg-type]
+request_for = partial(writing.request_for, model_file="model.onnx", precision="fp32")
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

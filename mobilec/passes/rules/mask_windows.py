@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.matrix_products import MASKED
 from mobilec.passes.patterns.movement import Movement, shape_of, spell
 from mobilec.passes.patterns.movers import emit_movement
 from mobilec.passes.patterns.windows import (
@@ -41,7 +42,6 @@ from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 _aten = torch.ops.aten
 MOST_WINDOWS = 4
 MOST_PIXELS = 576
-MASKED = -40_000.0
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
