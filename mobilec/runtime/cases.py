@@ -14,10 +14,10 @@ import numpy as np
 
 from mobilec.errors import UsageError
 from mobilec.export.manifest import InputSpec, Manifest
+from mobilec.mobile.images import probe_images
 from mobilec.mobile.preprocessing import Preprocessing, normalise
 from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.feeds import describe
-from mobilec.runtime.images import probe_images
 
 DYNAMIC_BATCHES = (1, 3)
 _OTHER_AXIS = 8  # size of a dynamic axis that is not the batch

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from mobilec.errors import DataError, UsageError
+from mobilec.mobile.images import batches, is_image, walk_files
 from mobilec.mobile.preprocessing import Preprocessing, load_pixels
-from mobilec.runtime.images import batches, is_image, walk_files
 
 
 @dataclass(frozen=True)

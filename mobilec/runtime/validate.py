@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mobilec.errors import ArtifactError, CheckFailed, DataError, UsageError
 from mobilec.export.manifest import Manifest
+from mobilec.mobile.images import batches, find_images
 from mobilec.mobile.preprocessing import load_pixels
 from mobilec.mobile.provenance import Weights
 from mobilec.runtime.accuracy import Accuracy, measure_accuracy, open_dataset
@@ -16,7 +17,6 @@ from mobilec.runtime.cases import Feeder, make_feeder
 from mobilec.runtime.coreai_session import CAVEAT, PORTABLE
 from mobilec.runtime.data import count_samples
 from mobilec.runtime.gates import RTOL, Gate, Policy, at_most, failures, policy_for
-from mobilec.runtime.images import batches, find_images
 from mobilec.runtime.load import as_artifact, load, load_reference
 from mobilec.runtime.parity import Comparison, OutputSummary, Row, worst_relative
 from mobilec.runtime.session import Session

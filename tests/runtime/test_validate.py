@@ -16,9 +16,9 @@ from PIL import Image
 
 from mobilec.errors import ArtifactError, CheckFailed, DataError, UsageError
 from mobilec.export.manifest import InputSpec, OutputSpec
+from mobilec.mobile.images import probe_images
 from mobilec.mobile.preprocessing import Preprocessing, load_image
 from mobilec.passes.evidence import Cost, PassEvidence
-from mobilec.runtime.images import probe_images
 from mobilec.runtime.validate import Validation, validate
 from support.artefacts import Lively, build, edit_weights, image_input, logits, reseal
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mobilec.errors import DataError
-from mobilec.runtime.images import batches, find_images, probe_images
+from mobilec.mobile.images import batches, find_images, probe_images
 
 
 def save(path: Path, value: int = 0) -> Path:
