@@ -26,6 +26,12 @@ class InputSpec(TensorSpec):
     kind: str = "tensor"
     preprocessing: dict[str, Any] | None = None
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether images of three channels become this input."""
+        channels = 3 if self.layout == "NHWC" else 1
+        return self.preprocessing is not None and len(self.shape) == 4 and self.shape[channels] == 3
+
 
 @dataclass(frozen=True)
 class OutputSpec(TensorSpec):

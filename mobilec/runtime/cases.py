@@ -6,22 +6,20 @@ sample starts as pixels (or as a seeded tensor) and is turned into the feeds of 
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mobilec.errors import UsageError
 from mobilec.export.manifest import InputSpec, Manifest
+from mobilec.export.random_tensors import TENSOR_KINDS, random_tensor
 from mobilec.mobile.images import probe_images
 from mobilec.mobile.preprocessing import Preprocessing, normalise
 from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.feeds import describe
 
 DYNAMIC_BATCHES = (1, 3)
-_OTHER_AXIS = 8  # size of a dynamic axis that is not the batch
-TENSOR_KINDS = ("normal", "uniform", "ramp", "sparse", "smooth", "small", "large", "constant")
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def make_feeder(manifest: Manifest, reference_inputs: Sequence[TensorSpec]) -> F
     for spec, wanted in zip(manifest.inputs, reference_inputs, strict=True):
         if spec.layout != "NHWC" and len(spec.shape) != len(wanted.shape):
             raise UsageError(f"input {describe(spec)} has another rank than the reference's {describe(wanted)}")
-    image = next((spec for spec in manifest.inputs if _takes_images(spec)), None)
+    image = next((spec for spec in manifest.inputs if spec.takes_images), None)
     size_hw, preprocessing, batch = (0, 0), Preprocessing(), _static_batch(manifest.inputs)
     if image is not None:
         assert image.preprocessing is not None
@@ -136,54 +134,8 @@ def make_feeder(manifest: Manifest, reference_inputs: Sequence[TensorSpec]) -> F
     return Feeder(manifest.inputs, tuple(reference_inputs), image, size_hw, preprocessing, batch)
 
 
-def _takes_images(spec: InputSpec) -> bool:
-    if spec.preprocessing is None or len(spec.shape) != 4:
-        return False
-    return spec.shape[3 if spec.layout == "NHWC" else 1] == 3
-
-
 def _static_batch(inputs: Sequence[TensorSpec]) -> int | None:
     """None when some first axis is dynamic, else the first input's."""
     if any(spec.shape and isinstance(spec.shape[0], str) for spec in inputs):
         return None
     return next((size for spec in inputs for size in spec.shape[:1] if isinstance(size, int)), 1)
-
-
-def random_tensor(spec: TensorSpec, kind: str, *, sizes: Mapping[str, int], default: int = _OTHER_AXIS) -> np.ndarray:
-    """A tensor of one of ``TENSOR_KINDS``, the same for the same name, shape and kind.
-
-    Args:
-        sizes: of the dynamic axes by symbol; others get ``default``.
-
-    Integers and booleans hold only 0 and 1, which is an index that any table has. Raises UsageError for other types.
-    """
-    shape = tuple(size if isinstance(size, int) else sizes.get(size, default) for size in spec.shape)
-    dtype = np.dtype(spec.dtype)
-    random = np.random.Generator(np.random.Philox(zlib.crc32(f"{kind}-{spec.name}-{shape}".encode())))
-    if dtype.kind in "iub":
-        if kind == "constant":
-            return np.ones(shape, dtype)
-        return random.integers(0, 2, shape).astype(dtype)
-    if dtype.kind != "f":
-        raise UsageError(f"input {describe(spec)}: tensors of this type cannot be made up")
-    normal = random.standard_normal(shape)
-    match kind:
-        case "normal":
-            values = normal
-        case "uniform":
-            values = random.uniform(0, 1, shape)
-        case "ramp":
-            values = np.linspace(-2, 2, normal.size).reshape(shape)
-        case "sparse":
-            values = normal * (random.uniform(0, 1, shape) < 0.1)
-        case "smooth":
-            values = np.cumsum(normal, axis=-1) / np.sqrt(max(1, shape[-1] if shape else 1)) if shape else normal
-        case "small":
-            values = 0.05 * normal
-        case "large":
-            values = 5.0 * normal
-        case "constant":
-            values = np.full(shape, 0.5)
-        case _:
-            raise UsageError(f"unknown kind of tensor {kind!r}, known are {', '.join(TENSOR_KINDS)}")
-    return np.asarray(values).astype(dtype)
