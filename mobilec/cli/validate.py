@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,29 +12,6 @@ from mobilec.cli.group import Verb, described
 from mobilec.cli.options import FOLDER, Number, common
 from mobilec.cli.output import State, emit, noise_to_stderr
 from mobilec.cli.progress import stages
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
-    from mobilec.runtime.accuracy import Accuracy
-    from mobilec.runtime.gates import Gate
-    from mobilec.runtime.metrics import Rate
-    from mobilec.runtime.parity import Row
-    from mobilec.runtime.validate import Validation
-
-WORST = 10  # images listed
-FLIPS = 5
-GATES = {
-    "integrity": "files changed or missing",
-    "finite": "NaN or infinite numbers",
-    "tolerance": "absolute tolerance needed",
-    "relative": "error over largest value",
-    "psnr_db": "PSNR in dB",
-    "cosine": "cosine similarity",
-    "top1": "images with another top-1",
-    "lively": "outputs vary with the input",
-}
 
 
 @described(
@@ -106,155 +82,9 @@ def command(
     if state.json:
         emit(state, document)
     else:
-        _show(result, artefact)
+        from mobilec.cli.validation import show
+
+        show(result, artefact)
     if save is not None:
         write_document(save, state, document)
     result.raise_if_failed()
-
-
-def _show(result: Validation, artefact: Path) -> None:
-    from mobilec.cli import render
-    from mobilec.cli.output import stdout_console
-
-    console = stdout_console()
-    random = result.weights.startswith("RANDOM")
-    threads = f", {render.plural(result.threads, 'thread')}" if result.threads else ""
-    console.print(
-        render.facts(
-            (
-                ("model", result.model),
-                ("weights", render.styled(result.weights, "bold yellow" if random else "")),
-                ("artefact", f"{result.backend} {result.precision} on {result.engine}{threads}"),
-                ("reference", "the captured PyTorch program, before any rewriting"),
-                *(("approximate", text) for text in result.approximations),
-                ("judged", "by PSNR and cosine as half precision is" if result.approximations else ""),
-            )
-        )
-    )
-    render.heading(console, "Gates")
-    rows = [
-        (GATES.get(gate.name, gate.name), _figure(gate), f"{gate.relation} {gate.limit:g}", _verdict(gate))
-        for gate in result.gates
-    ]
-    console.print(render.table(("what", "measured", "must be", "verdict"), rows, right=(1, 2)))
-    for gate in result.gates:
-        if gate.required and not gate.passed and gate.detail:
-            console.print(render.styled(f"{GATES.get(gate.name, gate.name)}: {gate.detail}", "red"))
-    _images(console, result)
-    if result.accuracy is not None:
-        _accuracy(console, result.accuracy)
-    for warning in result.warnings:
-        console.print(render.styled(f"warning: {warning}", "yellow"))
-    console.print()
-    console.print(_passing(result))
-    text, style = ("PASSED", "bold green") if result.passed else ("FAILED", "bold red")
-    console.print(render.styled(text, style))
-    if result.passed:
-        render.next_step(console, f"mobilec profile {render.shell_word(artefact)}", "to see how fast it is here")
-
-
-def _figure(gate: Gate) -> str:
-    from mobilec.cli import render
-
-    if gate.value is None:
-        return "exact" if gate.passed else "undefined"
-    if gate.name in ("tolerance", "relative", "lively"):
-        return render.small(gate.value)
-    return f"{gate.value:.6g}"
-
-
-def _verdict(gate: Gate) -> Text:
-    from mobilec.cli import render
-
-    if gate.passed:
-        return render.styled("pass", "green")
-    return render.styled("FAIL", "bold red") if gate.required else render.styled("warning", "yellow")
-
-
-def _images(console: Console, result: Validation) -> None:
-    """Errors by image, the worst first."""
-    from mobilec.cli import render
-
-    def badness(row: Row) -> tuple[bool, float]:
-        error = row.metrics.max_abs
-        return (not row.passed, float("inf") if error is None else error)
-
-    rows = sorted(result.rows, key=badness, reverse=True)
-    if not rows:
-        return
-    shown = rows[:WORST]
-    several = len({row.output for row in rows}) > 1
-    what = {"probes": "built-in images", "images": "your images"}.get(result.samples, "your and built-in images")
-    more = f", {len(rows) - len(shown)} better ones left out" if len(rows) > len(shown) else ""
-    render.heading(console, f"Errors on {what}, worst first{more}")
-    cells = []
-    for row in shown:
-        same = row.top1_reference == row.top1_artefact
-        top1 = "" if row.top1_reference is None else "same" if same else f"{row.top1_reference} -> {row.top1_artefact}"
-        cells.append(
-            (
-                _short(row.sample) + (f" (batch of {row.batch})" if row.batch > 1 else ""),
-                *((row.output,) if several else ()),
-                render.small(row.metrics.max_abs),
-                render.small(row.metrics.mean_abs),
-                _level(row),
-                f"{top1} (a tie)" if row.flip_explained else top1,
-                "" if row.passed else render.styled("FAIL", "bold red"),
-            )
-        )
-    headers = ("image", *(("output",) if several else ()), "max error", "mean error", "PSNR", "top-1", "")
-    first = 2 if several else 1
-    console.print(render.table(headers, cells, right=range(first, first + 3)))
-
-
-def _short(sample: str) -> str:
-    """The end of a path says which image it is; the whole of it stands in the JSON."""
-    parts = sample.split("/")
-    return sample if len(parts) <= 3 else "/".join(("...", *parts[-2:]))
-
-
-def _level(row: Row) -> str:
-    if row.metrics.exact:
-        return "exact"
-    return "-" if row.metrics.psnr_db is None else f"{row.metrics.psnr_db:.1f} dB"
-
-
-def _accuracy(console: Console, found: Accuracy) -> None:
-    from mobilec.cli import render
-
-    noun = render.plural(found.images, "image")
-    render.heading(console, f"Accuracy on {noun} of {found.data} ({found.classes} classes)")
-    rows = [
-        ("reference", _rate(found.top1_reference), _rate(found.top5_reference)),
-        ("artefact", _rate(found.top1_artefact), _rate(found.top5_artefact)),
-    ]
-    console.print(render.table(("", "top-1", "top-5"), rows, right=(1, 2)))
-    agree = found.agreement
-    console.print(
-        f"Both choose the same class on {agree.count} of {agree.total} images "
-        f"(95 % interval of the agreement {100 * agree.low:.2f} to {100 * agree.high:.2f} %)."
-    )
-    for flip in found.flips[:FLIPS]:
-        tie = ", a tie in the reference" if flip.explained else ""
-        console.print(
-            f"  {render.plain(flip.image)}: class {flip.reference} -> {flip.artefact}, labelled {flip.label}{tie}"
-        )
-
-
-def _rate(rate: Rate) -> str:
-    return "-" if rate.value is None else f"{100 * rate.value:.2f} %"
-
-
-def _passing(result: Validation) -> str:
-    """The tolerance that would pass, whether or not the gates held."""
-    passing = result.passing
-    if passing.atol is None:
-        text = "No tolerance would pass: there are NaN or infinite numbers."
-    else:
-        text = f"Tolerance that would pass: --atol {passing.atol:.2g} --rtol {passing.rtol:g}"
-    levels = []
-    if passing.psnr_db is not None:
-        levels.append(f"PSNR {passing.psnr_db:.1f} dB")
-    if passing.cosine is not None:
-        levels.append(f"cosine {passing.cosine:.9f}")
-    return f"{text} (lowest {', '.join(levels)})" if levels else text
