@@ -1,0 +1,1 @@
+"""An interpreter for ML Programs: the shipped ``.mlpackage``, run through torch on any machine."""

@@ -1,0 +1,1 @@
+"""What each MIL op computes: one small function an op, one dictionary an area, merged in ``table.py``."""
