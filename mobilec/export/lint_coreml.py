@@ -6,14 +6,12 @@ those fields stay empty. Of PyTorch's operators only ``torch.roll`` is recognise
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobilec.errors import ArtifactError
-from mobilec.export.quiet import quiet
+from mobilec.export.mlpackage import read_specification
 from mobilec.passes.lint.judge import UNKNOWN_SHAPE, OpRecord, Shape
 from mobilec.passes.lint.macs import mil_macs
 
@@ -31,23 +29,7 @@ def coreml_records(path: Path) -> tuple[OpRecord, ...]:
 
     Raises ArtifactError where it is missing, damaged, or no ML Program (older neural networks are another format).
     """
-    file = _specification(path) if path.is_dir() else path
-    if not file.is_file():
-        raise ArtifactError(f"{path}: no such file")
-    with quiet():
-        from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError
-
-    model = Model_pb2.Model()
-    try:
-        model.ParseFromString(file.read_bytes())
-    except DecodeError as error:
-        raise ArtifactError(f"{path} is no Core ML file") from error
-    kind = model.WhichOneof("Type")
-    if kind != "mlProgram":
-        raise ArtifactError(
-            f"{path} holds {kind or 'no model'}, expected an mlProgram", hint="convert it with convert_to='mlprogram'"
-        )
+    model = read_specification(path)
     records: list[OpRecord] = []
     for name, function in sorted(model.mlProgram.functions.items(), key=lambda item: (item[0] != "main", item[0])):
         values = _Values()
@@ -55,20 +37,6 @@ def coreml_records(path: Path) -> tuple[OpRecord, ...]:
         block = function.block_specializations[function.opset]
         records += _records(block, values, "" if name == "main" else name)
     return tuple(records)
-
-
-def _specification(package: Path) -> Path:
-    """The model file that a package's manifest names, which must lie inside it."""
-    try:
-        manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
-        item = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{package} is no .mlpackage: its Manifest.json names no model") from error
-    data = (package / "Data").resolve()
-    file = (data / str(item)).resolve()
-    if not file.is_relative_to(data):
-        raise ArtifactError(f"{package}: its Manifest.json names {item}, which lies outside the package")
-    return file
 
 
 @dataclass

@@ -110,13 +110,13 @@ class Call:
         """Whether sums inside this op are rounded to half precision after each addition."""
         return self.numerics.accumulate == "fp16" and self.numerics.rounds(self.output.dtype)
 
-    def sum(self, x: Tensor, axes: Sequence[int], keepdims: builtins.bool = False) -> Tensor:
+    def sum(self, x: Tensor, axes: Sequence[builtins.int], keepdims: builtins.bool = False) -> Tensor:
         """Sum as the numerics say; every op that adds up tensor elements uses this (or ``mean``)."""
         if self.half_sums and axes:
             return half_sum(x, axes, keepdims)
         return x.sum(dim=tuple(axes), keepdim=keepdims) if axes else x
 
-    def mean(self, x: Tensor, axes: Sequence[int], keepdims: builtins.bool = False) -> Tensor:
+    def mean(self, x: Tensor, axes: Sequence[builtins.int], keepdims: builtins.bool = False) -> Tensor:
         """Mean as the numerics say: in half precision the sum comes first (and may overflow), then the division."""
         if not self.half_sums or not axes:
             return x.mean(dim=tuple(axes), keepdim=keepdims) if axes else x
