@@ -80,8 +80,10 @@ def _tokens(editor: Editor, source: Node) -> Found | None:
         swapped = axes == [1, 2]
     else:
         swapped = source.target == _PERMUTE and [axis % 3 for axis in editor.arguments(source)["dims"]] == [0, 2, 1]
+    if not swapped:
+        return None
     flat = source.args[0]
-    if not swapped or not isinstance(flat, Node) or flat.target not in _RESHAPES or len(flat.users) > 1:
+    if not isinstance(flat, Node) or flat.target not in _RESHAPES or len(flat.users) > 1:
         return None
     feature_map = flat.args[0]
     assert isinstance(feature_map, Node)
@@ -93,7 +95,7 @@ def _tokens(editor: Editor, source: Node) -> Found | None:
 
 
 def _pooled(editor: Editor, source: Node) -> Found | None:
-    if len(editor.shape(source)) != 2:
+    if len(editor.shape(source)) != 2 or source.op != "call_function":
         return None
     before = source.args[0]
     if not isinstance(before, Node) or not editor.is_tensor(before) or len(editor.shape(before)) != 4:

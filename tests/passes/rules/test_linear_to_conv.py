@@ -52,6 +52,8 @@ def test_convolves(case: str, bias: bool) -> None:
 
 OTHERS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "already last": (lambda x: x, (2, 5, 3, 4)),
+    "tokens as they come": (lambda x: x, (2, 5, 4)),
+    "a vector as it comes": (lambda x: x, (2, 4)),
     "another order": (lambda x: x.permute(0, 3, 2, 1), (2, 4, 5, 3)),
     "flattened with its positions": (lambda x: x.flatten(1), (2, 1, 2, 2)),
     "tokens of two channels in one": (lambda x: x.reshape(2, 4, 15).transpose(1, 2), (2, 2, 10, 3)),
