@@ -87,3 +87,16 @@ def half_sum(x: Tensor, axes: Sequence[int], keepdims: bool = False) -> Tensor:
     if keepdims:
         total = total.reshape([1 if axis in dims else size for axis, size in enumerate(x.shape)])
     return total
+
+
+def half_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """``x @ y`` ([..., M, K] by [..., K, N]) in which each product is added in turn and the sum rounded to half.
+
+    One product and its addition are one step (a fused multiply-add): float32 holds the product of two halves exactly.
+    """
+    import torch
+
+    total = torch.zeros(torch.broadcast_shapes(x[..., :, :1].shape, y[..., :1, :].shape), dtype=x.dtype)
+    for k in range(x.shape[-1]):
+        total = to_half(torch.addcmul(total, x[..., :, k : k + 1], y[..., k : k + 1, :]))
+    return total

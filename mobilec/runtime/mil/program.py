@@ -93,8 +93,11 @@ class MilFunction:
         return self.block.inputs
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.block.outputs
+    def outputs(self) -> tuple[MilValue, ...]:
+        """What it gives, as declared, in order."""
+        values = {value.name: value for op in self.block.ops for value in op.outputs}
+        values |= {value.name: value for value in self.inputs}
+        return tuple(values[name] for name in self.block.outputs)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mobilec.errors import BackendError
@@ -26,10 +26,11 @@ class Call:
     Attributes:
         op / numerics: what is run, and how it rounds.
         values: argument name to its values, each a tensor, a text, a Python list of tensors, or a state.
+        constant: names of arguments that are the same in every run.
         run_block: runs one of the op's blocks: index, and values for the block's inputs.
     """
 
-    __slots__ = ("memo", "numerics", "op", "run_block", "values")
+    __slots__ = ("constant", "memo", "numerics", "op", "run_block", "values")
 
     def __init__(
         self,
@@ -37,13 +38,15 @@ class Call:
         numerics: Numerics,
         values: dict[str, tuple[Any, ...]],
         memo: dict[str, Any] | None = None,
+        constant: Collection[str] = (),
         run_block: Callable[[int, Sequence[Any]], list[Any]] | None = None,
     ) -> None:
         self.op = op
         self.numerics = numerics
         self.values = values
         self.memo = {} if memo is None else memo  # Python forms of constant arguments, kept from run to run
-        self.run_block = run_block
+        self.constant = constant
+        self.run_block: Any = run_block
 
     def has(self, name: str) -> builtins.bool:
         return name in self.values
@@ -79,7 +82,10 @@ class Call:
                 raise BackendError(f"{self.op.where}: argument {name!r} is missing")
             return default
         plain = [value if isinstance(value, str) else value.tolist() for value in bound]
-        return plain[0] if len(plain) == 1 else plain
+        found = plain[0] if len(plain) == 1 else plain
+        if name in self.constant:
+            self.memo[name] = found
+        return found
 
     def ints(self, name: str, default: Any = _REQUIRED) -> Any:
         """Integers of a vector (of a scalar: one). ``default`` where the argument is left out."""
