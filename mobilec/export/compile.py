@@ -14,9 +14,10 @@ from mobilec import __version__
 from mobilec.errors import UsageError
 from mobilec.export.artifact import Artifact, describe_files
 from mobilec.export.folder import check_out, new_artifact_folder
-from mobilec.export.manifest import MANIFEST_NAME, SCHEMA_VERSION, InputSpec, Manifest, OutputSpec
+from mobilec.export.manifest import MANIFEST_NAME, SCHEMA_VERSION, InputSpec, Manifest, OutputSpec, output_meaning
 from mobilec.export.manifest_io import manifest_to_json
 from mobilec.export.plan import Plan, make_plan
+from mobilec.export.rederive import adapted
 from mobilec.export.request import WriteRequest, Written
 from mobilec.export.subject import resolve_subject
 from mobilec.export.writers import Writer, find_writer
@@ -129,7 +130,10 @@ def compile(
         save_reference(program, folder.path / REFERENCE_FILE)
         verb = "proving" if proof else "applying"
         rewritten = rewrite(
-            _adapted(program, plan, inputs), plan.rules, proof=proof, progress=lambda rule: tell(f"{verb} {rule}")
+            adapted(program, inputs, classifier=plan.labels is not None and plan.writer.classifier),
+            plan.rules,
+            proof=proof,
+            progress=lambda rule: tell(f"{verb} {rule}"),
         )
         del program
         request = WriteRequest(
@@ -164,7 +168,7 @@ def _interface(
     inputs = tuple(_input_spec(spec, plan, image) for spec in input_specs(program))
     names = provenance.output_names
     outputs = tuple(
-        OutputSpec(spec.name, spec.shape, spec.dtype, meaning=_meaning(spec.name))
+        OutputSpec(spec.name, spec.shape, spec.dtype, meaning=output_meaning(spec.name))
         for spec in output_specs(program, names)
     )
     pictures = [spec for spec in inputs if spec.preprocessing is not None]
@@ -194,23 +198,6 @@ def _input_spec(spec: TensorSpec, plan: Plan, image: Preprocessing) -> InputSpec
         kind="image" if is_image and plan.image_input else "tensor",
         preprocessing=image.to_dict() if is_image else None,
     )
-
-
-def _meaning(name: str) -> str:
-    return "features" if name.startswith("features") else name if name in ("logits", "probabilities") else ""
-
-
-def _adapted(program: ExportedProgram, plan: Plan, inputs: tuple[InputSpec, ...]) -> ExportedProgram:
-    """The program with the artefact's interface: pixels scaled by Core ML, probabilities for a classifier."""
-    from mobilec.export.adapt import append_softmax, image_scaling, scale_input
-
-    for index, spec in enumerate(inputs):
-        if spec.kind == "image":
-            scaling = image_scaling(Preprocessing.from_dict(spec.preprocessing or {}))
-            program = scale_input(program, index, scaling.factor)
-    if plan.labels is not None and plan.writer.classifier:
-        program = append_softmax(program)
-    return program
 
 
 def _tensor_bytes(program: ExportedProgram) -> int:

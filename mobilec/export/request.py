@@ -26,6 +26,7 @@ class WriteRequest:
         labels: class names for backends that store them, or None.
         description: one line for people. facts: what else the file should say of itself.
         progress: told what is being done, in a few words.
+        simplify: let the backend's own simplifier run; without, the file is what its converter gave (for a comparison).
     """
 
     program: ExportedProgram
@@ -40,6 +41,7 @@ class WriteRequest:
     description: str
     facts: dict[str, str]
     progress: Callable[[str], None]
+    simplify: bool = True
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def _convert(request: WriteRequest, program: ExportedProgram, package: Path, tar
             minimum_deployment_target=getattr(ct.target, target),
             skip_model_load=True,
             package_dir=str(package),
+            pass_pipeline=None if request.simplify else ct.PassPipeline.EMPTY,
         )
     finally:
         tempfile.tempdir = before

@@ -44,7 +44,7 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
     _pool_globally(model)
     modules = {node.name: path for node in model.graph.node if (path := _module_path(node))}
     simplifies = _initializer_bytes(model) <= external_data_bytes  # onnxsim takes and gives one message
-    if simplifies:
+    if simplifies and request.simplify:
         request.progress("simplifying")
         model = _simplify(model)
     if request.precision == "fp16":

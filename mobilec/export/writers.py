@@ -23,6 +23,7 @@ class Writer:
             class labels into a classifier with probabilities (others keep labels in the manifest alone).
         deployment_targets: names of systems, empty where there is no such choice.
         write: writes the file. Raises ExportError.
+        takes_unsimplified: whether ``write`` can leave its simplifier out (``WriteRequest.simplify``).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Writer:
     classifier: bool
     deployment_targets: tuple[str, ...]
     write: Callable[[WriteRequest], Written]
+    takes_unsimplified: bool = False
 
     @property
     def default_precision(self) -> str:
@@ -53,6 +55,7 @@ WRITERS: tuple[Writer, ...] = (
         classifier=False,
         deployment_targets=(),
         write=to_onnx.write,
+        takes_unsimplified=True,
     ),
     Writer(
         name="coreml",
@@ -65,6 +68,7 @@ WRITERS: tuple[Writer, ...] = (
         classifier=True,
         deployment_targets=to_coreml.DEPLOYMENT_TARGETS,
         write=to_coreml.write,
+        takes_unsimplified=True,
     ),
     Writer(
         name="coreai",

@@ -1,0 +1,1 @@
+"""Graphs of three vocabularies (captured PyTorch, ONNX, MIL) run op by op, side by side."""
