@@ -80,7 +80,7 @@ def _windows(call: Call, x: Tensor) -> list[Windows]:
     for size, k, stride, (before, after) in zip(sizes, kernel, strides, pads, strict=True):
         room = size + before + after - k
         count = (math.ceil(room / stride) if ceil else room // stride) + 1
-        # as in torch, no window starts in the padding after the axis
+        # no window starts in the padding after the axis; coremltools, unlike torch, asks only where there is padding
         if ceil and before + after > 0 and (count - 1) * stride >= size + before:
             count -= 1
         windows.append(Windows(size, k, stride, before, after, count))
