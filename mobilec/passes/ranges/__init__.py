@@ -1,0 +1,1 @@
+"""What the activations of a program are, and what half precision would do to them."""
