@@ -14,10 +14,11 @@ What is accepted, and what happens to it:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from mobilec.errors import UsageError
+from mobilec.errors import ArtifactError, UsageError
 from mobilec.passes.evidence import TensorSpec
 
 _KINDS = {"f": "floating point", "i": "integer", "u": "integer", "b": "boolean", "c": "complex", "O": "object"}
@@ -109,3 +110,26 @@ def _fit_dtype(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if lost:
         raise UsageError(f"input {spec.name!r} is {found.name}: {lost} values overflow to infinity in {wanted.name}")
     return cast
+
+
+def check_agreement(found: Sequence[TensorSpec], stated: Sequence[TensorSpec], where: Path, what: str) -> None:
+    """The engine's view of the model against the manifest's: names, dtypes, ranks and fixed sizes."""
+    by_name = {spec.name: spec for spec in found}
+    for spec in stated:
+        seen = by_name.get(spec.name)
+        if seen is None or seen.dtype != spec.dtype or not _same_shape(seen.shape, spec.shape):
+            really = ", ".join(describe(each) for each in found)
+            raise ArtifactError(
+                f"{where}: the manifest says {what} {describe(spec)}, the file has {really}",
+                hint="manifest and model do not belong together: export again",
+            )
+    if len(found) != len(stated):
+        names = ", ".join(sorted(by_name.keys() - {spec.name for spec in stated}))
+        raise ArtifactError(f"{where}: the file has {what}s that the manifest does not name ({names})")
+
+
+def _same_shape(found: Sequence[int | str], stated: Sequence[int | str]) -> bool:
+    if len(found) != len(stated):
+        return False
+    pairs = zip(found, stated, strict=True)
+    return all(a == b or isinstance(a, str) or isinstance(b, str) for a, b in pairs)

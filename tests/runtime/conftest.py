@@ -27,3 +27,21 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(lively: Path, tmp_path: Path) -> Path:
     """A copy of ``lively`` to plant a fault in."""
     return Path(shutil.copytree(lively, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a Core ML package without a manifest, its batch from 1 to 8. Do not change it."""
+    import coremltools as ct
+    import torch
+
+    from support.mlpackages import convert
+
+    return convert(
+        Lively(),
+        [torch.zeros(2, 3, 32, 32)],
+        tmp_path_factory.mktemp("package") / "lively.mlpackage",
+        front_end="trace",
+        inputs=[ct.TensorType(name="x", shape=(ct.RangeDim(1, 8), 3, 32, 32))],
+        outputs=["logits"],
+    )

@@ -26,13 +26,16 @@ Open = Callable[..., Session]
 BATCH = TensorSpec("x", ("batch", 3, 32, 32), "float32")
 
 
-@pytest.fixture(params=["onnxruntime", "reference", "torch"])
+@pytest.fixture(params=["onnxruntime", "reference", "torch", "mil interpreter"])
 def opener(request: pytest.FixtureRequest, dynamic: Path) -> Open:
     """Opens a session over the lively model with a dynamic batch: ``opener(threads=...)``."""
+    package = request.getfixturevalue("package") if request.param == "mil interpreter" else Path()
 
     def open_it(threads: int | None = None) -> Session:
         if request.param == "onnxruntime":
             return load(dynamic, threads=threads)
+        if request.param == "mil interpreter":
+            return load(package, threads=threads, interpreter=True)
         if request.param == "reference":
             return load_reference(dynamic, threads=threads)
         return open_module(Lively(), [BATCH], output_names=["logits"], threads=threads)
@@ -50,12 +53,12 @@ def expected(x: np.ndarray) -> np.ndarray:
 
 
 def test_every_backend_of_the_table_is_under_contract() -> None:
-    assert set(OPENERS) == {"onnx", "coreml", "coreai"}  # coreml: its refusal below; coreai: test_coreai_session
+    assert set(OPENERS) == {"onnx", "coreml", "coreai"}  # coreml itself: below; coreai: test_coreai_session
 
 
 def test_specs_and_numbers(opener: Open) -> None:
     with opener() as session:
-        assert session.backend in ("onnxruntime", "reference", "torch")
+        assert session.backend in ("onnxruntime", "reference", "torch", "mil interpreter")
         (x,), (y,) = session.inputs, session.outputs
         assert (x.name, x.dtype, x.shape[1:], type(x.shape[0])) == ("x", "float32", (3, 32, 32), str)
         assert (y.name, y.dtype, y.shape[1:], type(y.shape[0])) == ("logits", "float32", (10,), str)
@@ -238,19 +241,12 @@ def test_an_exception_inside_the_model_is_one_line() -> None:
     assert "second line" in caught.value.detail
 
 
-def test_coreml_is_refused_off_macos(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_ml_itself_is_refused_off_macos(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
-    shutil.copytree(copy, copy.parent / "package")
-    folder = copy.parent / "package"
-    (folder / "model.mlpackage").mkdir()
-    (folder / "model.onnx").rename(folder / "model.mlpackage" / "model.mlmodel")
-    reseal(folder, backend="coreml", model_file="model.mlpackage")
-    with pytest.raises(BackendUnavailable, match="macOS") as caught:
-        load(folder)
-    assert "an ONNX export of the same model runs here" in caught.value.hint
+    with pytest.raises(BackendUnavailable, match="Core ML exists on macOS only") as caught:
+        load(package, interpreter=False)
+    assert "the interpreter runs it here" in caught.value.hint
     assert "\n" not in str(caught.value)
-    with load_reference(folder, threads=1) as session:  # its reference runs anywhere
-        assert session.run({"x": pixels(1)})["logits"].shape == (1, 10)
 
 
 def test_coreml_session_over_a_stand_in_engine() -> None:
