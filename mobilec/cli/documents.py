@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mobilec import __version__
 from mobilec.cli.output import State, jsonable
 from mobilec.errors import MobilecError, UsageError
+from mobilec.export.whole_file import write_whole
 
 
 def check_writable(path: Path) -> None:
@@ -31,15 +30,9 @@ def check_writable(path: Path) -> None:
 def write_document(path: Path, state: State, document: Mapping[str, Any]) -> None:
     """Write the document as ``--json`` would print it. Raises MobilecError; an old file is then untouched."""
     text = json.dumps(jsonable({"mobilec": __version__, "command": state.command, **document}), allow_nan=False)
-    path = path.resolve()  # a link keeps pointing to the file
-    aside = path.with_name(f".mobilec-{secrets.token_hex(6)}")
     try:
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_whole(path, text + "\n")
     except OSError as error:
         raise MobilecError(
             f"{path} cannot be written: {error.strerror}", hint="the result itself is shown above"
         ) from error
-    finally:
-        with suppress(FileNotFoundError):  # it has its final name
-            aside.unlink()

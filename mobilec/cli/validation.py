@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from mobilec.runtime.accuracy import Accuracy
     from mobilec.runtime.gates import Gate
     from mobilec.runtime.metrics import Rate
-    from mobilec.runtime.parity import Row
-    from mobilec.runtime.validate import Validation
+    from mobilec.runtime.parity import OutputSummary, Row
+    from mobilec.runtime.validate import Standing, Validation, Validations
 
 WORST = 10  # images listed
 FLIPS = 5
@@ -25,15 +26,60 @@ GATES = {
     "psnr_db": "PSNR in dB",
     "cosine": "cosine similarity",
     "top1": "images with another top-1",
+    "top1_agreement": "share with the same top-1",
     "lively": "outputs vary with the input",
 }
 
 
-def show(result: Validation, artefact: Path) -> None:
+def show(result: Validation, artefact: str) -> None:
+    """One artefact, all that matters of it."""
     from mobilec.cli import render
     from mobilec.cli.output import stdout_console
 
     console = stdout_console()
+    _facts(console, result)
+    _gates(console, result)
+    _worst(console, result)
+    _images(console, result)
+    if result.accuracy is not None:
+        _accuracy(console, result.accuracy)
+    _warnings(console, result.warnings)
+    console.print()
+    console.print(_passing(result))
+    _verdict_line(console, result.passed)
+    if result.passed:
+        render.next_step(console, f"mobilec profile {render.shell_word(Path(artefact))}", "to see how fast it is here")
+
+
+def show_several(result: Validations, artefacts: Sequence[str]) -> None:
+    """Several artefacts: the gates of each, one table of accuracies, a verdict for each."""
+    from mobilec.cli import render
+    from mobilec.cli.output import stdout_console
+
+    console = stdout_console()
+    for place, (name, validation) in enumerate(zip(artefacts, result.artefacts, strict=True)):
+        render.heading(console, name, gap=place > 0)
+        _facts(console, validation)
+        _gates(console, validation)
+        _worst(console, validation)
+    if result.standings:
+        _standings(console, result)
+    _warnings(console, tuple(dict.fromkeys(text for each in result.artefacts for text in each.warnings)))
+    console.print()
+    rows = [
+        (name, render.styled("PASSED", "green") if each.passed else render.styled("FAILED", "bold red"), _passing(each))
+        for name, each in zip(artefacts, result.artefacts, strict=True)
+    ]
+    console.print(render.table(("artefact", "", ""), rows))
+    _verdict_line(console, result.passed)
+    if result.passed:
+        words = " ".join(render.shell_word(Path(name)) for name in artefacts)
+        render.next_step(console, f"mobilec profile {words}", "to see how fast they are here")
+
+
+def _facts(console: Console, result: Validation) -> None:
+    from mobilec.cli import render
+
     random = result.weights.startswith("RANDOM")
     threads = f", {render.plural(result.threads, 'thread')}" if result.threads else ""
     console.print(
@@ -42,12 +88,19 @@ def show(result: Validation, artefact: Path) -> None:
                 ("model", result.model),
                 ("weights", render.styled(result.weights, "bold yellow" if random else "")),
                 ("artefact", f"{result.backend} {result.precision} on {result.engine}{threads}"),
-                ("reference", "the captured PyTorch program, before any rewriting"),
+                ("assumed", result.assumption),
+                ("reference", result.reference),
+                *(("note", text) for text in result.notes),
                 *(("approximate", text) for text in result.approximations),
                 ("judged", "by PSNR and cosine as half precision is" if result.approximations else ""),
             )
         )
     )
+
+
+def _gates(console: Console, result: Validation) -> None:
+    from mobilec.cli import render
+
     render.heading(console, "Gates")
     rows = [
         (GATES.get(gate.name, gate.name), _figure(gate), f"{gate.relation} {gate.limit:g}", _verdict(gate))
@@ -57,17 +110,44 @@ def show(result: Validation, artefact: Path) -> None:
     for gate in result.gates:
         if gate.required and not gate.passed and gate.detail:
             console.print(render.styled(f"{GATES.get(gate.name, gate.name)}: {gate.detail}", "red"))
-    _images(console, result)
-    if result.accuracy is not None:
-        _accuracy(console, result.accuracy)
-    for warning in result.warnings:
+
+
+def _warnings(console: Console, warnings: Sequence[str]) -> None:
+    from mobilec.cli import render
+
+    for warning in warnings:
         console.print(render.styled(f"warning: {warning}", "yellow"))
-    console.print()
-    console.print(_passing(result))
-    text, style = ("PASSED", "bold green") if result.passed else ("FAILED", "bold red")
+
+
+def _verdict_line(console: Console, passed: bool) -> None:
+    from mobilec.cli import render
+
+    text, style = ("PASSED", "bold green") if passed else ("FAILED", "bold red")
     console.print(render.styled(text, style))
-    if result.passed:
-        render.next_step(console, f"mobilec profile {render.shell_word(artefact)}", "to see how fast it is here")
+
+
+def _worst(console: Console, result: Validation) -> None:
+    """The worst of all samples, by output."""
+    from mobilec.cli import render
+
+    def cells(output: OutputSummary) -> tuple[object, ...]:
+        found = output.metrics
+        return (
+            output.name,
+            render.small(found.max_abs),
+            render.small(found.mean_abs),
+            render.small(found.p50_abs),
+            render.small(found.p99_abs),
+            _db(found.snr_db, found.exact),
+            render.small(found.kl),
+            _rate(output.top1) if output.top1 else render.NONE,
+            _rate(output.top5) if output.top5 else render.NONE,
+        )
+
+    count = max(output.samples for output in result.outputs)
+    render.heading(console, f"Errors over {render.plural(count, 'sample')}, the worst of any")
+    headers = ("output", "max", "mean", "median", "99 %", "SNR", "KL", "same top-1", "in top-5")
+    console.print(render.table(headers, [cells(output) for output in result.outputs], right=range(1, 9)))
 
 
 def _figure(gate: Gate) -> str:
@@ -114,7 +194,7 @@ def _images(console: Console, result: Validation) -> None:
                 *((row.output,) if several else ()),
                 render.small(row.metrics.max_abs),
                 render.small(row.metrics.mean_abs),
-                _level(row),
+                _db(row.metrics.psnr_db, row.metrics.exact),
                 f"{top1} (a tie)" if row.flip_explained else top1,
                 "" if row.passed else render.styled("FAIL", "bold red"),
             )
@@ -130,10 +210,8 @@ def _short(sample: str) -> str:
     return sample if len(parts) <= 3 else "/".join(("...", *parts[-2:]))
 
 
-def _level(row: Row) -> str:
-    if row.metrics.exact:
-        return "exact"
-    return "-" if row.metrics.psnr_db is None else f"{row.metrics.psnr_db:.1f} dB"
+def _db(level: float | None, exact: bool) -> str:
+    return "exact" if exact else "-" if level is None else f"{level:.1f} dB"
 
 
 def _accuracy(console: Console, found: Accuracy) -> None:
@@ -162,8 +240,30 @@ def _rate(rate: Rate) -> str:
     return "-" if rate.value is None else f"{100 * rate.value:.2f} %"
 
 
+def _standings(console: Console, result: Validations) -> None:
+    from mobilec.cli import render
+
+    accuracy = next(each.accuracy for each in result.artefacts if each.accuracy is not None)
+    noun = render.plural(accuracy.images, "image")
+    render.heading(console, f"Accuracy on {noun} of {accuracy.data} ({accuracy.classes} classes)")
+
+    def cells(line: Standing) -> tuple[object, ...]:
+        engine = f"{line.precision} on {line.engine}"
+        agree = line.agreement
+        if agree is None:
+            return ("reference", engine, _rate(line.top1), _rate(line.top5), "", "")
+        interval = f"{100 * agree.low:.2f} to {100 * agree.high:.2f} %"
+        same = f"{agree.count} of {agree.total}"
+        return (_short(line.name), engine, _rate(line.top1), _rate(line.top5), same, interval)
+
+    headers = ("", "", "top-1", "top-5", "same class", "95 % interval")
+    console.print(render.table(headers, [cells(line) for line in result.standings], right=(2, 3, 4, 5)))
+
+
 def _passing(result: Validation) -> str:
-    """The tolerance that would pass, whether or not the gates held."""
+    """The limits that would pass, whether or not the gates held."""
+    from mobilec.runtime.metrics import round_down
+
     passing = result.passing
     if passing.atol is None:
         text = "No tolerance would pass: there are NaN or infinite numbers."
@@ -171,7 +271,9 @@ def _passing(result: Validation) -> str:
         text = f"Tolerance that would pass: --atol {passing.atol:.2g} --rtol {passing.rtol:g}"
     levels = []
     if passing.psnr_db is not None:
-        levels.append(f"PSNR {passing.psnr_db:.1f} dB")
+        levels.append(f"--min-psnr {round_down(passing.psnr_db, 1):.1f}")
     if passing.cosine is not None:
-        levels.append(f"cosine {passing.cosine:.9f}")
-    return f"{text} (lowest {', '.join(levels)})" if levels else text
+        levels.append(f"--min-cosine {round_down(passing.cosine, 9):.9f}")
+    if passing.top1 is not None and (result.precision != "fp32" or passing.top1 < 1):
+        levels.append(f"--min-top1 {round_down(passing.top1, 4):g}")
+    return f"{text} (or {' '.join(levels)})" if levels else text

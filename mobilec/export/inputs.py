@@ -64,7 +64,7 @@ def _shapes(
     input_size: int | tuple[int, int] | None = None,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
 ) -> tuple[Shape, ...]:
-    required, optional = _arguments(module)
+    required, optional = forward_arguments(module)
     if input_shapes is not None:
         if input_size is not None:
             raise UsageError("both an input size and input shapes are given", hint="give one of them")
@@ -87,7 +87,7 @@ def _shapes(
     return (((1, CHANNELS, height, width), "float32"),)
 
 
-def _arguments(module: nn.Module) -> tuple[list[str], list[str]]:
+def forward_arguments(module: nn.Module) -> tuple[list[str], list[str]]:
     """Names of ``forward``'s required and optional positional arguments."""
     parameters = inspect.signature(module.forward).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -40,6 +40,11 @@ class OutputSpec(TensorSpec):
     meaning: str = ""
 
 
+def output_meaning(name: str) -> str:
+    """What the name of an output says of its numbers; empty where it says nothing."""
+    return "features" if name.startswith("features") else name if name in ("logits", "probabilities") else ""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What stands in ``manifest.json``; field order is the order in the file.

@@ -43,7 +43,7 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
             f"{where}: schema version {version} is {age}, this mobilec reads version {SCHEMA_VERSION}",
             hint="update mobilec" if version > SCHEMA_VERSION else "export the model again",
         )
-    manifest = _read(Manifest, data, where, "")
+    manifest = read_plain(Manifest, data, where, "")
     _check_files(manifest, where)
     return manifest
 
@@ -57,8 +57,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _read(kind: Any, value: Any, where: str, path: str) -> Any:
-    """``value`` from JSON as ``kind`` (dataclass, tuple, dict, union, scalar); ``path`` locates it in errors."""
+def read_plain(kind: Any, value: Any, where: str, path: str) -> Any:
+    """``value`` from JSON as ``kind`` (dataclass, tuple, dict, union, scalar); ``path`` locates it in errors.
+
+    Raises ArtifactError for fields that are missing, unknown or of another type.
+    """
     origin = get_origin(kind)
     if kind is Any:
         return value
@@ -67,17 +70,17 @@ def _read(kind: Any, value: Any, where: str, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             _wrong(where, path, value, "a list")
-        return tuple(_read(get_args(kind)[0], item, where, f"{path}[{index}]") for index, item in enumerate(value))
+        return tuple(read_plain(get_args(kind)[0], item, where, f"{path}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             _wrong(where, path, value, "an object")
-        return {key: _read(get_args(kind)[1], item, where, f"{path}[{key!r}]") for key, item in value.items()}
+        return {key: read_plain(get_args(kind)[1], item, where, f"{path}[{key!r}]") for key, item in value.items()}
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(kind):
             return None
         options = [option for option in get_args(kind) if option is not type(None)]
         if len(options) == 1:
-            return _read(options[0], value, where, path)
+            return read_plain(options[0], value, where, path)
         if type(value) not in options:
             _wrong(where, path, value, " or ".join(option.__name__ for option in options))
         return value
@@ -99,7 +102,8 @@ def _read_dataclass(kind: Any, value: Any, where: str, path: str) -> Any:
     unknown = sorted(value.keys() - known.keys())
     if unknown:
         raise ArtifactError(f"{where}: unknown field {prefix}{unknown[0]}", hint="export the model again")
-    return kind(**{name: _read(_hints(kind)[name], item, where, f"{prefix}{name}") for name, item in value.items()})
+    hints = _hints(kind)
+    return kind(**{name: read_plain(hints[name], item, where, f"{prefix}{name}") for name, item in value.items()})
 
 
 def _wrong(where: str, path: str, value: Any, expected: str) -> NoReturn:

@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mobilec.errors import UsageError
-from mobilec.export.manifest import InputSpec, Manifest
+from mobilec.export.manifest import InputSpec
 from mobilec.export.random_tensors import TENSOR_KINDS, random_tensor
 from mobilec.mobile.images import probe_images
 from mobilec.mobile.preprocessing import Preprocessing, normalise
 from mobilec.passes.evidence import TensorSpec
-from mobilec.runtime.feeds import describe
 
 DYNAMIC_BATCHES = (1, 3)
+UNSIZED = 224  # pixels of an image whose size nothing tells
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,14 @@ class Feeder:
     """How to feed an artefact and its reference.
 
     Attributes:
-        reference_inputs: the captured program's specs, under the manifest's names.
+        inputs: of the artefact. reference_inputs: their counterparts, in the same order, under their own names.
         image: the input that takes images, None for a model of other things.
         size_hw / preprocessing: of that input.
         batch: the batch size that is compiled in, None when any will do.
     """
 
     inputs: tuple[InputSpec, ...]
-    reference_inputs: tuple[TensorSpec, ...]
+    reference_inputs: tuple[InputSpec, ...]
     image: InputSpec | None
     size_hw: tuple[int, int]
     preprocessing: Preprocessing
@@ -66,18 +65,21 @@ class Feeder:
         artefact: dict[str, np.ndarray] = {}
         for spec, wanted in zip(self.inputs, self.reference_inputs, strict=True):
             if spec.name == self.image.name:
-                numbers = normalise(padded, self.preprocessing)  # [batch, 3, H, W]
-                reference[spec.name] = numbers.astype(wanted.dtype)
-                if spec.kind == "image":
-                    numbers = padded.transpose(0, 3, 1, 2)
-                if spec.layout == "NHWC":
-                    numbers = numbers.transpose(0, 2, 3, 1)
-                artefact[spec.name] = np.ascontiguousarray(numbers, dtype=np.dtype(spec.dtype))
+                reference[wanted.name] = self._image(wanted, padded)
+                artefact[spec.name] = self._image(spec, padded)
             else:
                 tensor = random_tensor(wanted, "normal", sizes={}, default=batch)
-                reference[spec.name] = tensor
+                reference[wanted.name] = tensor
                 artefact[spec.name] = tensor.astype(spec.dtype)
         return Case(tuple(names), batch, reference, artefact)
+
+    def _image(self, spec: InputSpec, pixels: np.ndarray) -> np.ndarray:
+        """``pixels`` (uint8 [N, H, W, 3]) as the input ``spec`` takes them."""
+        as_pixels = spec.kind == "image"
+        numbers = pixels.transpose(0, 3, 1, 2) if as_pixels else normalise(pixels, self.preprocessing)  # [N, 3, H, W]
+        if spec.layout == "NHWC":
+            numbers = numbers.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(numbers, dtype=np.dtype(spec.dtype))
 
     def tensor_case(self, kind: str, batch: int) -> Case:
         """One inference over seeded tensors; dynamic first axes are ``batch`` long."""
@@ -85,7 +87,8 @@ class Feeder:
             spec.shape[0]: batch for spec in self.reference_inputs if spec.shape and isinstance(spec.shape[0], str)
         }
         reference = {spec.name: random_tensor(spec, kind, sizes=sizes) for spec in self.reference_inputs}
-        artefact = {spec.name: reference[spec.name].astype(spec.dtype) for spec in self.inputs}
+        pairs = zip(self.inputs, self.reference_inputs, strict=True)
+        artefact = {spec.name: reference[wanted.name].astype(spec.dtype) for spec, wanted in pairs}
         firsts = {array.shape[0] if array.ndim else 0 for array in reference.values()}
         shared = firsts.pop() if len(firsts) == 1 else 0
         names = tuple(f"random:{kind}[{row}]" for row in range(shared)) if shared > 1 else (f"random:{kind}",)
@@ -118,20 +121,17 @@ class Feeder:
             yield replace(case, repeated=True)
 
 
-def make_feeder(manifest: Manifest, reference_inputs: Sequence[TensorSpec]) -> Feeder:
-    """Raises UsageError when the manifest's inputs are not those of the reference."""
-    for spec, wanted in zip(manifest.inputs, reference_inputs, strict=True):
-        if spec.layout != "NHWC" and len(spec.shape) != len(wanted.shape):
-            raise UsageError(f"input {describe(spec)} has another rank than the reference's {describe(wanted)}")
-    image = next((spec for spec in manifest.inputs if spec.takes_images), None)
-    size_hw, preprocessing, batch = (0, 0), Preprocessing(), _static_batch(manifest.inputs)
+def make_feeder(inputs: Sequence[InputSpec], reference_inputs: Sequence[InputSpec]) -> Feeder:
+    """For inputs that ``pairing.pair`` has matched."""
+    image = next((spec for spec in inputs if spec.takes_images), None)
+    size_hw, preprocessing, batch = (0, 0), Preprocessing(), _static_batch(inputs)
     if image is not None:
         assert image.preprocessing is not None
         sizes = image.shape[1:3] if image.layout == "NHWC" else image.shape[2:4]
-        height, width = (size if isinstance(size, int) else 224 for size in sizes)
+        height, width = (size if isinstance(size, int) else UNSIZED for size in sizes)
         size_hw, preprocessing = (height, width), Preprocessing.from_dict(image.preprocessing)
         batch = image.shape[0] if isinstance(image.shape[0], int) else None
-    return Feeder(manifest.inputs, tuple(reference_inputs), image, size_hw, preprocessing, batch)
+    return Feeder(tuple(inputs), tuple(reference_inputs), image, size_hw, preprocessing, batch)
 
 
 def _static_batch(inputs: Sequence[TensorSpec]) -> int | None:

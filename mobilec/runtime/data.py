@@ -1,6 +1,7 @@
-"""A data set: one folder for each class, images inside, streamed in a fixed order.
+"""A data set: images with their classes, streamed in a fixed order.
 
-``ROOT/<class>/.../image.jpg``. Which index a class folder stands for is settled by the first rule that fits:
+One folder for each class, ``ROOT/<class>/.../image.jpg``, or a list in a file (``data_csv.py``). Which index a class
+folder, or a label of the list, stands for is settled by the first rule that fits:
 
 1. *labels*: every folder is named like one of the manifest's class labels;
 2. *numbers*: every folder is named by its index, ``0``, ``1``, ``2`` or ``000``, ``001``;
@@ -17,7 +18,7 @@ a time; only the paths are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,12 +31,18 @@ from mobilec.mobile.preprocessing import Preprocessing, load_pixels
 
 
 @dataclass(frozen=True)
-class ClassFolder:
-    """A folder of one class. ``files`` are relative to the data set's root, sorted."""
+class ClassImages:
+    """The images of one class.
+
+    Attributes:
+        files: relative to the data set's root (or absolute, where a list has them so): sorted, or as listed.
+        lines: of the list, in which the files stand; empty for folders.
+    """
 
     name: str
     index: int
     files: tuple[str, ...]
+    lines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,18 @@ class Dataset:
     """What was found.
 
     Attributes:
+        source: the folder, or the list. root: the folder to which files are relative.
         classes: by index. mapping: ``labels``, ``numbers`` or ``sorted``, the rule that gave the indices.
         ignored: files that are no images by their suffix, or lie outside the class folders.
+        repeated: one phrase for each row of a list that names an image again; it counts once.
     """
 
+    source: Path
     root: Path
-    classes: tuple[ClassFolder, ...]
+    classes: tuple[ClassImages, ...]
     mapping: str
-    ignored: int
+    ignored: int = 0
+    repeated: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -81,8 +92,6 @@ def find_dataset(root: Path, *, classes: int, labels: Sequence[str] | None) -> D
     """Look at ``root`` for a model of ``classes`` outputs. Raises DataError."""
     if not root.exists():
         raise DataError(f"{root}: no such folder")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file: expected a folder with one folder for each class")
     try:
         entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -92,7 +101,8 @@ def find_dataset(root: Path, *, classes: int, labels: Sequence[str] | None) -> D
     if not names:
         hint = "expected ROOT/<class>/image.jpg; for images without classes use --images"
         raise DataError(f"{root} holds no class folders", hint=hint)
-    indices, mapping = _indices(root, names, classes, labels)
+    places = {name: f"{root}: class folder {name!r}" for name in names}
+    indices, mapping = class_indices(places, classes, labels, f"{root}: {len(names)} class folders")
     folders = []
     for name, index in zip(names, indices, strict=True):
         files = []
@@ -101,55 +111,71 @@ def find_dataset(root: Path, *, classes: int, labels: Sequence[str] | None) -> D
                 files.append(path.relative_to(root).as_posix())
             else:
                 ignored += 1
-        folders.append(ClassFolder(name, index, tuple(files)))
-    found = Dataset(root, tuple(sorted(folders, key=lambda folder: folder.index)), mapping, ignored)
+        folders.append(ClassImages(name, index, tuple(files)))
+    found = Dataset(root, root, tuple(sorted(folders, key=lambda folder: folder.index)), mapping, ignored)
     if not found.total:
         raise DataError(f"{root}: its {len(names)} class folders hold no images")
     return found
 
 
-def _indices(root: Path, names: list[str], classes: int, labels: Sequence[str] | None) -> tuple[list[int], str]:
+def class_indices(
+    places: Mapping[str, str], classes: int, labels: Sequence[str] | None, found: str
+) -> tuple[list[int], str]:
+    """The index of each name of a class, and the rule that gave it (see above). Raises DataError.
+
+    Args:
+        places: names in order, with where each was found. found: where, and how many there are.
+    """
+    names = list(places)
     if labels is not None:
         if len(labels) != classes:
             raise DataError(f"the manifest has {len(labels)} labels for a model of {classes} classes")
         position = {label: index for index, label in enumerate(labels)}
         if all(name in position for name in names):
             if len(position) != len(labels):
-                raise DataError("the manifest's labels are not unique: folders cannot be matched to them")
+                raise DataError("the manifest's labels are not unique: class names cannot be matched to them")
             return [position[name] for name in names], "labels"
     if all(name.isascii() and name.isdigit() for name in names):
         numbers = [int(name) for name in names]
         if max(numbers) >= classes:
-            raise DataError(
-                f"{root}: class folder {names[numbers.index(max(numbers))]!r}, the model has {classes} classes"
-            )
+            beyond = names[numbers.index(max(numbers))]
+            raise DataError(f"{places[beyond]}, the model has {classes} classes", hint="the first class is 0")
         if len(set(numbers)) != len(numbers):
-            raise DataError(f"{root}: two class folders stand for one number")
+            raise DataError(f"{found}, of which two stand for one number")
         return numbers, "numbers"
     if labels is not None:
         strange = [name for name in names if name not in labels]
         raise DataError(
-            f"{root}: class folder {strange[0]!r} is none of the model's labels ({', '.join(labels[:5])}, ...)",
-            hint="name the folders like the labels, or by index",
+            f"{places[strange[0]]} is none of the model's labels ({', '.join(labels[:5])}, ...)",
+            hint="name the classes like the labels, or by index",
         )
     if len(names) != classes:
         raise DataError(
-            f"{root}: {len(names)} class folders, the model has {classes} classes and no labels to match them",
-            hint="name the folders by index, or export with labels",
+            f"{found}, the model has {classes} classes and no labels to match them",
+            hint="name the classes by index, or export with labels",
         )
-    return list(range(classes)), "sorted"
+    return [sorted(names).index(name) for name in names], "sorted"
 
 
-def samples(dataset: Dataset, limit: int | None = None) -> Iterator[tuple[str, int]]:
-    """``(relative path, index)``, one of each class in turn, at most ``limit`` (UsageError when below 1)."""
+@dataclass(frozen=True)
+class Sample:
+    """One image: ``file`` as in ``ClassImages``, the ``index`` of its class, its ``line`` in a list (0 for folders)."""
+
+    file: str
+    index: int
+    line: int
+
+
+def samples(dataset: Dataset, limit: int | None = None) -> Iterator[Sample]:
+    """One image of each class in turn, at most ``limit`` (UsageError when below 1)."""
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: expected at least 1 image")
 
-    def in_turn() -> Iterator[tuple[str, int]]:
-        for turn in range(max(len(folder.files) for folder in dataset.classes)):
-            for folder in dataset.classes:
-                if turn < len(folder.files):
-                    yield folder.files[turn], folder.index
+    def in_turn() -> Iterator[Sample]:
+        for turn in range(max(len(each.files) for each in dataset.classes)):
+            for each in dataset.classes:
+                if turn < len(each.files):
+                    yield Sample(each.files[turn], each.index, each.lines[turn] if each.lines else 0)
 
     return islice(in_turn(), limit)
 
@@ -159,18 +185,28 @@ def count_samples(dataset: Dataset, limit: int | None = None) -> int:
 
 
 def stream(
-    dataset: Dataset, size_hw: tuple[int, int], spec: Preprocessing, *, batch: int, limit: int | None = None
+    dataset: Dataset,
+    size_hw: tuple[int, int],
+    spec: Preprocessing,
+    *,
+    batch: int,
+    limit: int | None = None,
+    skip: int = 0,
 ) -> Iterator[Batch]:
-    """Decode ``batch`` files at a time; those that cannot be read are named, never dropped in silence."""
-    for group in batches(samples(dataset, limit), batch):
+    """Decode ``batch`` files at a time; those that cannot be read are named, never dropped in silence.
+
+    Args:
+        skip: leave out so many files at the beginning.
+    """
+    for group in batches(islice(samples(dataset, limit), skip, None), batch):
         pixels, labels, names, unreadable = [], [], [], []
-        for name, label in group:
+        for sample in group:
             try:
-                pixels.append(load_pixels(dataset.root / name, size_hw, spec))
+                pixels.append(load_pixels(dataset.root / sample.file, size_hw, spec))
             except DataError as error:
-                unreadable.append(str(error))
+                unreadable.append(f"{dataset.source} line {sample.line}: {error}" if sample.line else str(error))
                 continue
-            labels.append(label)
-            names.append(name)
+            labels.append(sample.index)
+            names.append(sample.file)
         stacked = np.stack(pixels) if pixels else np.empty((0, *size_hw, 3), np.uint8)
         yield Batch(stacked, np.array(labels, np.int64), tuple(names), tuple(unreadable))

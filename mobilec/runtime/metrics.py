@@ -179,6 +179,12 @@ def round_up(value: float, digits: int = 2) -> float:
     return rounded if rounded >= value else float(f"{(math.ceil(value / unit) + 1) * unit:.{digits - 1}e}")
 
 
+def round_down(value: float, decimals: int) -> float:
+    """``value`` to so many decimals, never above it: a lower limit that a user types must be met."""
+    rounded = math.floor(value * 10**decimals) / 10**decimals
+    return rounded if rounded <= value else math.floor(value * 10**decimals - 1) / 10**decimals
+
+
 def softmax(scores: np.ndarray) -> np.ndarray:
     """Over the last axis, in float64."""
     return np.exp(log_softmax(scores))

@@ -1,13 +1,14 @@
-"""Comparing two sessions sample by sample: rows, the worst of them, and what the gates need.
+"""Comparing the outputs of two sides sample by sample: rows, the worst of them, and what the gates need.
 
-Nothing here grows with the number of samples but the rows, and rows are only kept where asked for.
+Nothing here grows with the number of samples but the rows, and rows are only kept where asked for. What is kept is
+immutable: whoever holds the state of a comparison can go back to it, or store it and go on another day.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime import metrics as m
 from mobilec.runtime.cases import Case
 from mobilec.runtime.gates import RTOL, Gate, Policy, at_least, at_most
-from mobilec.runtime.session import Session
 
 CLASS_MEANINGS = ("logits", "probabilities")
 LIVELY_SPREAD = 1e-6
@@ -85,17 +85,18 @@ def class_output(outputs: Sequence[OutputSpec]) -> OutputSpec | None:
     return flat[0] if len(outputs) == 1 and len(flat) == 1 and not flat[0].meaning else None
 
 
-@dataclass
-class _Spread:
-    """Least and greatest value of every element so far."""
+@dataclass(frozen=True)
+class Spread:
+    """Least and greatest value of every element so far, float64."""
 
     low: np.ndarray | None = None
     high: np.ndarray | None = None
 
-    def add(self, values: np.ndarray) -> None:
+    def joined_by(self, values: np.ndarray) -> Spread:
         values = values.astype(np.float64)
-        self.low = values if self.low is None else np.fmin(self.low, values)
-        self.high = values if self.high is None else np.fmax(self.high, values)
+        if self.low is None or self.high is None:
+            return Spread(values, values)
+        return Spread(np.fmin(self.low, values), np.fmax(self.high, values))
 
     def relative(self) -> float:
         if self.low is None or self.high is None:
@@ -105,60 +106,84 @@ class _Spread:
         return float((high - low).max(initial=0.0)) / peak if peak else 0.0
 
 
-@dataclass
-class _Running:
-    """What is kept of the samples of one output."""
+@dataclass(frozen=True)
+class Running:
+    """What is kept of the samples of one output, as plain data.
+
+    Attributes:
+        counted: rows of samples not seen before.
+        worst_error: of ``worst_sample``; None where nothing finite could be compared, which is worse than any.
+        judged_atol: ``passing_atol``, scaled down where the policy allows more than its atol.
+    """
 
     rows: int = 0
-    counted: int = 0  # rows of samples not seen before
+    counted: int = 0
     worst: m.Metrics | None = None
-    worst_error: float = -1.0
+    worst_error: float | None = 0.0
     worst_sample: str = ""
     error_sum: float = 0.0
     passing_atol: float | None = 0.0
-    judged_atol: float | None = 0.0  # the same, scaled down where the policy allows more than its atol
+    judged_atol: float | None = 0.0
     agreed_1: int = 0
     agreed_5: int = 0
     flips: int = 0
     unexplained: int = 0
-    reference: _Spread = field(default_factory=_Spread)
-    artefact: _Spread = field(default_factory=_Spread)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Everything a comparison keeps, one entry an output in the order of its specs."""
+
+    running: tuple[Running, ...]
+    spread_reference: tuple[Spread, ...]
+    spread_artefact: tuple[Spread, ...]
 
 
 class Comparison:
-    """Runs cases through both sessions and keeps the worst. See ``compare``, ``summaries``, ``gates``."""
+    """Judges an artefact's outputs against its reference's and keeps the worst: ``judge``, ``summaries``, ``gates``.
 
-    def __init__(self, reference: Session, artefact: Session, outputs: Sequence[OutputSpec], policy: Policy) -> None:
+    Attributes:
+        tally: what was kept so far; may be replaced by an earlier or a stored one of the same outputs.
+    """
+
+    def __init__(self, outputs: Sequence[OutputSpec], policy: Policy, *, backend: str) -> None:
         self.policy = policy
         self.outputs = tuple(outputs)
         self.scores = class_output(outputs)
-        self._reference = reference
-        self._artefact = artefact
-        self._running = {spec.name: _Running() for spec in outputs}
+        self._backend = backend
+        count = len(self.outputs)
+        self.tally = Tally((Running(),) * count, (Spread(),) * count, (Spread(),) * count)
 
-    def compare(self, case: Case) -> tuple[list[Row], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Rows of one case, and the aligned outputs of both sides. Raises BackendError when their shapes differ."""
-        found = self._artefact.run(case.artefact)
-        wanted = self._reference.run(case.reference)
+    def judge(self, case: Case, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> list[Row]:
+        """Rows of one case, whose outputs are ``wanted`` in the reference (see ``as_stated``) and ``found``.
+
+        Raises BackendError when their shapes differ.
+        """
         for spec in self.outputs:
-            wanted[spec.name] = as_stated(wanted[spec.name], spec)
             if wanted[spec.name].shape != found[spec.name].shape:
                 raise BackendError(
-                    f"output {spec.name!r} of {self._artefact.backend} has shape {list(found[spec.name].shape)}, "
+                    f"output {spec.name!r} of {self._backend} has shape {list(found[spec.name].shape)}, "
                     f"its reference {list(wanted[spec.name].shape)}"
                 )
-        rows = []
-        for spec in self.outputs:
+        rows: list[Row] = []
+        running = list(self.tally.running)
+        before, after = list(self.tally.spread_reference), list(self.tally.spread_artefact)
+        for place, spec in enumerate(self.outputs):
             b, a = wanted[spec.name], found[spec.name]
             split = case.batch > 0 and b.ndim > 0 and b.shape[0] == case.batch
             for index, name in enumerate(case.names):
                 pair = (b[index], a[index]) if split else (b, a)
-                row, agreed_5 = self._row(name, case.batch, spec, *pair)
-                self._keep(row, *pair, agreed_5=agreed_5, counts=not case.repeated)
+                row, agreed_5 = self._row(name, case.batch, spec, running[place].worst, *pair)
+                running[place] = self._joined(running[place], row, agreed_5=agreed_5, counts=not case.repeated)
+                before[place] = before[place].joined_by(pair[0])
+                after[place] = after[place].joined_by(pair[1])
                 rows.append(row)
-        return rows, wanted, found
+        self.tally = Tally(tuple(running), tuple(before), tuple(after))
+        return rows
 
-    def _row(self, sample: str, batch: int, spec: OutputSpec, b: np.ndarray, a: np.ndarray) -> tuple[Row, bool]:
+    def _row(
+        self, sample: str, batch: int, spec: OutputSpec, worst: m.Metrics | None, b: np.ndarray, a: np.ndarray
+    ) -> tuple[Row, bool]:
         is_scores = self.scores is not None and spec.name == self.scores.name and b.ndim == 1
         finite = not (m.count_nonfinite(b) or m.count_nonfinite(a))
         divergence = None
@@ -176,8 +201,8 @@ class Comparison:
             explained = (
                 first != second and gap is not None and gap <= 2 * self.policy.allowed_error(measured.peak or 0.0)
             )
-        before = self._running[spec.name].worst
-        peak = max(measured.peak or 0.0, (before.peak or 0.0) if before is not None else 0.0)
+        peak = max(measured.peak or 0.0, (worst.peak or 0.0) if worst is not None else 0.0)
+        same = first == second or explained or self.policy.top1 is not None
         row = Row(
             sample=sample,
             batch=batch,
@@ -188,37 +213,37 @@ class Comparison:
             top1_artefact=second,
             margin=gap,
             flip_explained=explained,
-            passed=within(self.policy, measured, needed, peak) and (first == second or explained),
+            passed=within(self.policy, measured, needed, peak) and same,
         )
         return row, agreed_5
 
-    def _keep(self, row: Row, b: np.ndarray, a: np.ndarray, *, agreed_5: bool, counts: bool) -> None:
-        state = self._running[row.output]
+    def _joined(self, state: Running, row: Row, *, agreed_5: bool, counts: bool) -> Running:
         measured = row.metrics
-        error = math.inf if measured.max_abs is None else measured.max_abs
-        if error > state.worst_error:
-            state.worst_error, state.worst_sample = error, row.sample
-        state.worst = measured if state.worst is None else worse(state.worst, measured)
-        state.rows += 1
-        state.error_sum += (measured.mean_abs or 0.0) * measured.elements
-        state.passing_atol = _greatest([state.passing_atol, row.passing_atol])
-        state.judged_atol = _greatest([state.judged_atol, _judged_atol(self.policy, row)])
-        if row.top1_reference is not None:
-            flipped = row.top1_reference != row.top1_artefact
-            if counts:
-                state.counted += 1
-                state.agreed_1 += not flipped
-                state.agreed_5 += agreed_5
-            state.flips += flipped
-            state.unexplained += flipped and not row.flip_explained
-        state.reference.add(b)
-        state.artefact.add(a)
+        flipped = row.top1_reference is not None and row.top1_reference != row.top1_artefact
+        counted = counts and row.top1_reference is not None
+        leads = state.rows == 0 or _magnitude(measured.max_abs) > _magnitude(state.worst_error)
+        return Running(
+            rows=state.rows + 1,
+            counted=state.counted + counted,
+            worst=measured if state.worst is None else worse(state.worst, measured),
+            worst_error=measured.max_abs if leads else state.worst_error,
+            worst_sample=row.sample if leads else state.worst_sample,
+            error_sum=state.error_sum + (measured.mean_abs or 0.0) * measured.elements,
+            passing_atol=_greatest([state.passing_atol, row.passing_atol]),
+            judged_atol=_greatest([state.judged_atol, _judged_atol(self.policy, row)]),
+            agreed_1=state.agreed_1 + (counted and not flipped),
+            agreed_5=state.agreed_5 + (counted and agreed_5),
+            flips=state.flips + flipped,
+            unexplained=state.unexplained + (flipped and not row.flip_explained),
+        )
 
     def summaries(self) -> tuple[OutputSummary, ...]:
         """One for each output, in the manifest's order. Call after at least one case."""
-        return tuple(self._summary(spec, self._running[spec.name]) for spec in self.outputs)
+        kept = self.tally
+        parts = zip(self.outputs, kept.running, kept.spread_reference, kept.spread_artefact, strict=True)
+        return tuple(self._summary(*each) for each in parts)
 
-    def _summary(self, spec: OutputSpec, state: _Running) -> OutputSummary:
+    def _summary(self, spec: OutputSpec, state: Running, reference: Spread, artefact: Spread) -> OutputSummary:
         assert state.worst is not None
         worst = state.worst
         is_scores = self.scores is not None and spec.name == self.scores.name
@@ -234,8 +259,8 @@ class Comparison:
             top5=m.rate(state.agreed_5, state.counted) if is_scores else None,
             flips=state.flips,
             unexplained_flips=state.unexplained,
-            spread_reference=state.reference.relative(),
-            spread_artefact=state.artefact.relative(),
+            spread_reference=reference.relative(),
+            spread_artefact=artefact.relative(),
         )
 
     def gates(self) -> tuple[Gate, ...]:
@@ -244,7 +269,7 @@ class Comparison:
         bad = sum(s.metrics.nonfinite_reference + s.metrics.nonfinite_artefact for s in summaries)
         gates = [at_most("finite", float(bad), 0.0, detail=_finite_detail(summaries))]
         if self.policy.atol is not None and self.policy.rtol is not None:
-            worst = _greatest([self._running[s.name].judged_atol for s in summaries])
+            worst = _greatest([state.judged_atol for state in self.tally.running])
             detail = f"|a - b| <= atol + {self.policy.rtol:g} * |b|, at its worst in {_where(summaries)}"
             if self.policy.rounding:
                 detail += f"; outputs above {self.policy.atol / self.policy.rounding:g} are scaled down to it"
@@ -261,7 +286,12 @@ class Comparison:
             level = _least([(s.metrics.cosine, False) for s in summaries])
             gates.append(at_least("cosine", level, self.policy.cosine, detail="of every sample's whole output"))
         classes = [s for s in summaries if s.top1 is not None]
-        if classes:
+        if classes and self.policy.top1 is not None:
+            agreed = classes[0].top1
+            assert agreed is not None
+            detail = f"the same class on {agreed.count} of {agreed.total} samples, ties counted as different"
+            gates.append(at_least("top1_agreement", agreed.value, self.policy.top1, detail=detail))
+        elif classes:
             unexplained = sum(s.unexplained_flips for s in classes)
             explained = sum(s.flips for s in classes) - unexplained
             detail = f"{classes[0].samples} samples; {explained} more differ within a tie of the reference"
@@ -299,6 +329,10 @@ def worst_relative(summaries: Sequence[OutputSummary]) -> float | None:
             return None
         worst = max(worst, error / peak if error else 0.0)
     return worst
+
+
+def _magnitude(error: float | None) -> float:
+    return math.inf if error is None else error
 
 
 def _judged_atol(policy: Policy, row: Row) -> float | None:

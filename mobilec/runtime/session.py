@@ -16,12 +16,14 @@ class Session(Protocol):
     Attributes:
         backend: ``onnxruntime``, ``reference``, ``torch``, ``coreml``, ...
         inputs / outputs: specs in order. ``threads``: what the engine really uses, None where it cannot be told.
+        assumption: what is assumed of the arithmetic, where this engine stands in for another; empty otherwise.
     """
 
     backend: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     threads: int | None
+    assumption: str = ""
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One inference; fresh arrays, never views of its own memory.

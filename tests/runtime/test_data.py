@@ -71,14 +71,14 @@ def test_an_index_beyond_the_classes(digits: Path) -> None:
     with pytest.raises(DataError, match=r"class folder '10', the model has 10 classes"):
         data.find_dataset(digits, classes=10, labels=None)
     save(digits / "02" / "a.png")
-    with pytest.raises(DataError, match="two class folders stand for one number"):
+    with pytest.raises(DataError, match="4 class folders, of which two stand for one number"):
         data.find_dataset(digits, classes=11, labels=None)
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     save(tmp_path / "flat" / "a.png")
     (tmp_path / "hollow" / "0").mkdir(parents=True)
-    for folder, message in (("nowhere", "no such folder"), ("flat/a.png", "is a file"), ("flat", "no class folders")):
+    for folder, message in (("nowhere", "no such folder"), ("flat", "no class folders")):
         with pytest.raises(DataError, match=message):
             data.find_dataset(tmp_path / folder, classes=2, labels=None)
     with pytest.raises(DataError, match="its 1 class folders hold no images"):
@@ -102,9 +102,9 @@ def test_everything_that_is_left_out_is_counted(digits: Path) -> None:
 
 def test_samples_come_one_from_each_class_in_turn(digits: Path) -> None:
     found = data.find_dataset(digits, classes=11, labels=None)
-    order = list(data.samples(found))
+    order = [(sample.file, sample.index) for sample in data.samples(found)]
     assert order == [("0/0.png", 0), ("2/0.png", 2), ("10/0.png", 10), ("0/1.png", 0), ("10/1.png", 10), ("0/2.png", 0)]
-    assert list(data.samples(found, 4)) == order[:4]
+    assert [(sample.file, sample.index) for sample in data.samples(found, 4)] == order[:4]
     assert (data.count_samples(found), data.count_samples(found, 4), data.count_samples(found, 99)) == (6, 4, 6)
     with pytest.raises(UsageError, match="at least 1"):
         data.samples(found, 0)

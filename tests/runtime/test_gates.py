@@ -1,37 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mobilec.errors import BackendError, UsageError
 from mobilec.export.manifest import OutputSpec
-from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.cases import Case
-from mobilec.runtime.gates import POLICIES, Gate, Policy, at_least, at_most, failures, policy_for
+from mobilec.runtime.gates import POLICIES, Gate, Limits, Policy, at_least, at_most, failures, policy_for
 from mobilec.runtime.metrics import softmax
 from mobilec.runtime.parity import Comparison, Row, as_stated, class_output
 from support.artefacts import logits
-
-
-class Fixed:
-    """A session that answers with given arrays."""
-
-    backend, threads = "fixed", None
-
-    def __init__(self, **values: np.ndarray) -> None:
-        self.values = values
-        self.inputs: tuple[TensorSpec, ...] = ()
-        self.outputs: tuple[TensorSpec, ...] = ()
-
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: value.copy() for name, value in self.values.items()}
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Fixed:
-        return self
-
-    def __exit__(self, *rest: object) -> None: ...
 
 
 def compare(
@@ -40,9 +20,9 @@ def compare(
     """Gates by name and rows for two outputs ``[N, C]``."""
     policy = POLICIES[policy] if isinstance(policy, str) else policy
     spec = logits(b.shape[1], batch=b.shape[0], **facts)
-    comparison = Comparison(Fixed(logits=b), Fixed(logits=a), [spec], policy)
+    comparison = Comparison([spec], policy, backend="fixed")
     names = tuple(f"s{index}" for index in range(len(b)))
-    rows, _, _ = comparison.compare(Case(names, len(b), {}, {}))
+    rows = comparison.judge(Case(names, len(b), {}, {}), {"logits": as_stated(b, spec)}, {"logits": a})
     return {gate.name: gate for gate in comparison.gates()}, rows, comparison
 
 
@@ -55,14 +35,33 @@ def test_limits_are_those_of_the_field() -> None:
 
 
 def test_given_tolerances_replace_those_of_fp32_and_join_those_of_fp16() -> None:
-    assert policy_for("fp32", atol=0.1) == Policy(atol=0.1, rtol=1e-4)
-    assert policy_for("fp32", rtol=0.0) == Policy(atol=1e-4, rtol=0.0)
-    assert policy_for("fp16", atol=0.1, rtol=0.2) == Policy(atol=0.1, rtol=0.2, psnr_db=40.0, cosine=0.999)
+    assert policy_for("fp32", limits=Limits(atol=0.1)) == Policy(atol=0.1, rtol=1e-4)
+    assert policy_for("fp32", limits=Limits(rtol=0.0)) == Policy(atol=1e-4, rtol=0.0)
+    both = Policy(atol=0.1, rtol=0.2, psnr_db=40.0, cosine=0.999)
+    assert policy_for("fp16", limits=Limits(atol=0.1, rtol=0.2)) == both
     assert policy_for("fp32", approximate=True) == policy_for("fp16", approximate=True) == POLICIES["fp16"]
-    assert policy_for("fp32", approximate=True, atol=0.1) == policy_for("fp16", atol=0.1)
+    half = policy_for("fp16", limits=Limits(atol=0.1))
+    assert policy_for("fp32", approximate=True, limits=Limits(atol=0.1)) == half
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="atol"):
-            policy_for("fp32", atol=wrong)
+            Limits(atol=wrong)
+
+
+def test_levels_that_are_given_replace_those_of_a_precision_one_by_one() -> None:
+    for precision in ("fp16", "int8"):
+        assert policy_for(precision, limits=Limits(psnr_db=30.0)) == Policy(psnr_db=30.0, cosine=0.999)
+        assert policy_for(precision, limits=Limits(cosine=0.9)) == Policy(psnr_db=40.0, cosine=0.9)
+    assert policy_for("fp32", limits=Limits(psnr_db=30.0)) == Policy(psnr_db=30.0)  # nothing else is left of fp32's
+    assert policy_for("fp32", limits=Limits(top1=0.9)) == replace(POLICIES["fp32"], top1=0.9)
+    for wrong in ({"psnr_db": float("inf")}, {"cosine": 1.1}, {"top1": -0.1}):
+        with pytest.raises(UsageError, match="expected a"):
+            Limits(**wrong)
+    with pytest.raises(UsageError, match=r"top-1 agreement 98: expected a share from 0 to 1; 98 % is 0\.98"):
+        Limits(top1=98.0)
+
+
+def test_an_unknown_precision_has_no_limits() -> None:
+    assert POLICIES["int8"] == POLICIES["fp16"]
     with pytest.raises(UsageError, match="precision 'int4'"):
         policy_for("int4")
 
@@ -124,7 +123,7 @@ def test_large_outputs_may_round_but_no_more() -> None:
     assert gates["tolerance"].passed
     assert rows[0].passed
     assert comparison.summaries()[0].passing_atol == pytest.approx(1.7e-4)  # literally, for whoever types it
-    assert not compare(b, b + noise, policy_for("fp32", atol=1e-4))[0]["tolerance"].passed
+    assert not compare(b, b + noise, policy_for("fp32", limits=Limits(atol=1e-4)))[0]["tolerance"].passed
     gates, rows, _ = compare(b, b + 16 * noise)  # 2.2e-5 of the peak
     assert not gates["tolerance"].passed
     assert gates["relative"].passed
@@ -167,7 +166,7 @@ def test_psnr_and_cosine_of_half_precision() -> None:
     assert not bad["cosine"].passed
     assert [row.passed for row in rows] == [True, True, False, True]
     assert "tolerance" not in bad
-    assert "tolerance" in compare(b, b, policy_for("fp16", atol=0.1))[0]
+    assert "tolerance" in compare(b, b, policy_for("fp16", limits=Limits(atol=0.1)))[0]
 
 
 def test_a_dead_reference_with_an_error_fails() -> None:
@@ -209,22 +208,22 @@ def test_a_dead_model_warns() -> None:
 
 
 def test_shapes_that_differ_are_an_error() -> None:
-    comparison = Comparison(Fixed(logits=B), Fixed(logits=B[:, :2]), [logits(3, batch=2)], POLICIES["fp32"])
+    comparison = Comparison([logits(3, batch=2)], POLICIES["fp32"], backend="fixed")
     with pytest.raises(BackendError, match=r"'logits' of fixed has shape \[2, 2\], its reference \[2, 3\]"):
-        comparison.compare(Case(("a", "b"), 2, {}, {}))
+        comparison.judge(Case(("a", "b"), 2, {}, {}), {"logits": B}, {"logits": B[:, :2]})
 
 
 def test_padding_is_not_judged() -> None:
     a = B.copy()
     a[1] += 1
-    comparison = Comparison(Fixed(logits=B), Fixed(logits=a), [logits(3, batch=2)], POLICIES["fp32"])
-    rows, _, _ = comparison.compare(Case(("a",), 2, {}, {}))
+    comparison = Comparison([logits(3, batch=2)], POLICIES["fp32"], backend="fixed")
+    rows = comparison.judge(Case(("a",), 2, {}, {}), {"logits": B}, {"logits": a})
     assert [row.passed for row in rows] == [True]
 
 
 def test_repeated_samples_count_in_no_rate_but_can_fail() -> None:
-    comparison = Comparison(Fixed(logits=B), Fixed(logits=B[::-1].copy()), [logits(3, batch=2)], POLICIES["fp32"])
-    comparison.compare(Case(("a", "b"), 2, {}, {}, repeated=True))
+    comparison = Comparison([logits(3, batch=2)], POLICIES["fp32"], backend="fixed")
+    comparison.judge(Case(("a", "b"), 2, {}, {}, repeated=True), {"logits": B}, {"logits": B[::-1].copy()})
     top1 = comparison.summaries()[0].top1
     assert top1 is not None
     assert top1.total == 0
@@ -259,8 +258,32 @@ def test_feature_maps() -> None:
     """Features of any rank go through the same gates, without classes."""
     b = np.random.default_rng(0).standard_normal((2, 4, 3, 3))
     spec = OutputSpec("maps", (2, 4, 3, 3), "float32", "features")
-    comparison = Comparison(Fixed(maps=b), Fixed(maps=b + 1e-3), [spec], POLICIES["fp32"])
-    rows, _, _ = comparison.compare(Case(("a", "b"), 2, {}, {}))
+    comparison = Comparison([spec], POLICIES["fp32"], backend="fixed")
+    rows = comparison.judge(Case(("a", "b"), 2, {}, {}), {"maps": b}, {"maps": b + 1e-3})
     assert "top1" not in {gate.name for gate in comparison.gates()}
     assert rows[0].metrics.elements == 36
     assert not rows[0].passed
+
+
+def test_a_share_of_samples_may_be_asked_for() -> None:
+    b = np.eye(4) + 0.1
+    a = b.copy()
+    a[0, :2] = a[0, 1::-1]  # one sample of four
+    for least, passes in ((0.75, True), (0.76, False)):
+        gates, rows, _ = compare(b, a, Policy(top1=least))
+        assert gates["top1_agreement"].value == 0.75
+        assert gates["top1_agreement"].passed is passes
+        assert "top1" not in gates
+        assert all(row.passed for row in rows)
+
+
+def test_a_tally_can_be_gone_back_to() -> None:
+    comparison = Comparison([logits(3, batch=2)], POLICIES["fp32"], backend="fixed")
+    case = Case(("a", "b"), 2, {}, {})
+    comparison.judge(case, {"logits": B}, {"logits": B.copy()})
+    kept = comparison.tally
+    before = comparison.summaries()
+    comparison.judge(case, {"logits": -B}, {"logits": B + 1})
+    assert comparison.summaries() != before
+    comparison.tally = kept
+    assert comparison.summaries() == before
