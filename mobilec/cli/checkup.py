@@ -244,15 +244,13 @@ def _abilities(findings: tuple[Finding, ...]) -> tuple[Ability, ...]:
         return Ability(name, not lacking, f"needs {', '.join(lacking)}" if lacking else how)
 
     capture = ("torch", "numpy")
-    core_ml = needs("run Core ML", (*capture, "coremltools"), "natively")
-    if not mac:
-        core_ml = Ability("run Core ML", False, "Core ML itself runs on macOS only; export works here")
+    core_ml = "natively" if mac else "the interpreter, for its numbers; Core ML itself runs on macOS only"
     return (
         needs("export to ONNX", (*capture, "onnx", "onnxscript", "onnxsim"), "torch.export, onnxsim, onnx.checker"),
         needs("export to Core ML", (*capture, "coremltools"), "ML Program, fp16 and fp32"),
         needs("export to Core AI", (*capture, "coreai-torch", "coreai-core"), "fp16 and fp32"),
         needs("run ONNX", (*capture, "onnxruntime"), "ONNX Runtime on the CPU"),
-        core_ml,
+        needs("run Core ML", (*capture, "coremltools"), core_ml),
         needs("run Core AI", (*capture, "coreai-core"), "its portable runtime, or macOS 27 itself"),
         needs("timm:NAME models", ("timm", "torchvision"), "timm's models by name"),
     )

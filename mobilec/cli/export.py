@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +181,4 @@ def _show(artifact: Artifact, folder: Path, explain: bool) -> None:
     passes(console, manifest, explain=explain)
     if not explain and any(item.refusals for item in manifest.passes):
         console.print("--explain says where rules refused, and why.")
-    elsewhere = manifest.backend == "coreml" and sys.platform != "darwin"
-    why = "on a Mac, since Core ML runs nowhere else" if elsewhere else "to check that it computes the same"
-    render.next_step(console, f"mobilec validate {render.shell_word(folder)}", why)
+    render.next_step(console, f"mobilec validate {render.shell_word(folder)}", "to check that it computes the same")

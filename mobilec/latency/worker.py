@@ -139,7 +139,8 @@ def import_engine(path: str) -> None:
 def load_artifact(path: str, threads: int | None) -> Session:
     from mobilec.runtime.load import load
 
-    return load(path, threads=threads, verify=False)  # whoever started the process has verified it
+    # Whoever started the process has verified it; how fast the interpreter is says nothing of Core ML.
+    return load(path, threads=threads, verify=False, interpreter=False)
 
 
 def serve(load: Load, prepare: Callable[[str], None]) -> None:

@@ -94,7 +94,7 @@ def open_coreml(
     if sys.platform != "darwin":
         raise BackendUnavailable(
             f"{path} cannot run here: Core ML exists on macOS only, this is {sys.platform}",
-            hint="copy it to a Mac and run the same command there; the interpreter runs it here",
+            hint="copy it to a Mac and run the same command there; `mobilec validate` checks its numbers here",
         )
     if not path.exists():
         raise ArtifactError(f"{path}: no such package", hint="export the model again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -245,7 +244,7 @@ def test_core_ml_itself_is_refused_off_macos(package: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(BackendUnavailable, match="Core ML exists on macOS only") as caught:
         load(package, interpreter=False)
-    assert "the interpreter runs it here" in caught.value.hint
+    assert "`mobilec validate` checks its numbers here" in caught.value.hint
     assert "\n" not in str(caught.value)
 
 
