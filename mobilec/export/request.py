@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from mobilec.export.manifest import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from mobilec.export.compress.palettes import Palette
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class WriteRequest:
         labels: class names for backends that store them, or None.
         description: one line for people. facts: what else the file should say of itself.
         progress: told what is being done, in a few words.
+        palettes: weights that are tables of few values, by their bytes in the type that is stored.
+        keep_fp32: names of nodes of the program that an fp16 file computes in float32.
         simplify: let the backend's own simplifier run; without, the file is what its converter gave (for a comparison).
     """
 
@@ -42,6 +46,8 @@ class WriteRequest:
     facts: dict[str, str]
     progress: Callable[[str], None]
     simplify: bool = True
+    keep_fp32: frozenset[str] = frozenset()
+    palettes: Mapping[bytes, Palette] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from mobilec import __version__
 from mobilec.errors import ExportError
 from mobilec.export.blame import conversion_error
 from mobilec.export.half import check_fits_half
+from mobilec.export.keep_fp32 import mark, marked, unmerged
 from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import quiet
 from mobilec.export.request import WriteRequest, Written
@@ -40,7 +41,7 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
     onnx.checker or onnxruntime where they reject the graph.
     """
     request.progress("writing ONNX")
-    model = _translate(request)
+    model, kept = _translate(request)
     _pool_globally(model)
     modules = {node.name: path for node in model.graph.node if (path := _module_path(node))}
     simplifies = _initializer_bytes(model) <= external_data_bytes  # onnxsim takes and gives one message
@@ -49,7 +50,7 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
         model = _simplify(model)
     if request.precision == "fp16":
         request.progress("converting to fp16")
-        model = _to_half(model)
+        model = _to_half(model, kept)
     _tidy(model, request, modules)
     file = request.folder / request.model_file
     request.progress("checking")
@@ -60,17 +61,20 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
         model = _infer_shapes(model)
         _check(model)
         file.write_bytes(model.SerializeToString(deterministic=True))
-    if request.precision == "fp16":
+    if request.precision == "fp16" or any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         _check_loads(file)
     options = {"opset": OPSET, "onnxsim": simplifies, "external_data": external}
     notes = () if simplifies else ("onnxsim was left out: the model is too large for it",)
+    notes += unmerged(request.keep_fp32, {kept[node.name] for node in model.graph.node if node.name in kept})
     return Written(options, notes)
 
 
-def _translate(request: WriteRequest) -> onnx.ModelProto:
+def _translate(request: WriteRequest) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The model, and of its nodes that stay in float32 the name to that of the program's node they come from."""
     import torch
 
     program: ExportedProgram = tensors_only(request.program)
+    mark(program, request.keep_fp32)
     with quiet() as log:
         try:
             written = torch.onnx.export(
@@ -84,7 +88,10 @@ def _translate(request: WriteRequest) -> onnx.ModelProto:
             )
             if written is None:
                 raise ExportError("torch.onnx.export returned no model")
-            return written.model_proto
+            model = written.model_proto
+            names = {node.name: marked(node) for node in written.exported_program.graph.nodes if marked(node)}
+            kept = {node.name: names[_fx_node(node)] for node in model.graph.node if _fx_node(node) in names}
+            return model, kept
         except MemoryError:
             raise
         except Exception as error:  # torch.onnx wraps whatever its translation functions raise
@@ -142,8 +149,12 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     return simplified
 
 
-def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and activations in float16, inputs and outputs stay float32."""
+def _to_half(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
+    """Weights and activations in float16, inputs and outputs stay float32.
+
+    Args:
+        kept: names of nodes that compute in float32, and hand float32 on to each other.
+    """
     from onnx import TensorProto, numpy_helper
 
     check_fits_half(
@@ -160,7 +171,10 @@ def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
                 keep_io_types=True,
                 disable_shape_infer=_initializer_bytes(model) > EXTERNAL_DATA_BYTES,
                 op_block_list=[op for op in DEFAULT_OP_BLOCK_LIST if op not in FP16_SAFE_OPS],
+                node_block_list=list(kept),
             )
+            if kept:
+                _join_float32(half)
             return _sorted(half)
         except Exception as error:  # no error class of its own
             raise ExportError(
@@ -168,6 +182,35 @@ def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
                 hint="export with --precision fp32",
                 detail=f"{error}\n{log.text}",
             ) from error
+
+
+def _join_float32(model: onnx.ModelProto) -> None:
+    """Takes out the casts to float16 and back that the conversion puts between two nodes in float32."""
+    from onnx import TensorProto
+
+    def casts(to: int) -> dict[str, str]:  # result -> what is cast
+        return {
+            node.output[0]: node.input[0]
+            for node in model.graph.node
+            if node.op_type == "Cast"
+            and (node.name.endswith(("_cast_to_fp16_node", "_cast_to_fp32_node")) or node.name.startswith("graph_"))
+            and any(attribute.name == "to" and attribute.i == to for attribute in node.attribute)
+        }
+
+    narrowed, wide = casts(TensorProto.FLOAT16), casts(TensorProto.FLOAT)
+    direct = {result: narrowed[source] for result, source in wide.items() if source in narrowed}
+    outputs = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in direct:
+                node.input[index] = direct[name]
+        for name in node.output:
+            if name in outputs and name in direct:  # an output is what its producer computed in float32
+                node.op_type, node.input[0] = "Identity", direct[name]
+                del node.attribute[:]
+    for result in (*direct, *narrowed):  # those back to float32 first: they read the others
+        if not any(result in node.input for node in model.graph.node) and result not in outputs:
+            model.graph.node.remove(next(node for node in model.graph.node if result in node.output))
 
 
 def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -304,7 +347,7 @@ def _check_loads(path: Path) -> None:
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ExportError(f"onnxruntime cannot load the fp16 model: {_first_line(error)}", detail=str(error)) from error
+        raise ExportError(f"onnxruntime cannot load the model: {_first_line(error)}", detail=str(error)) from error
 
 
 def _initializer_bytes(model: onnx.ModelProto) -> int:
@@ -313,11 +356,20 @@ def _initializer_bytes(model: onnx.ModelProto) -> int:
 
 def _module_path(node: onnx.NodeProto) -> str:
     """The PyTorch module path that torch.onnx noted: the last scope but one."""
+    scopes = _scopes(node)
+    return scopes[-2] if len(scopes) > 1 else ""
+
+
+def _fx_node(node: onnx.NodeProto) -> str:
+    """The node of the program it was translated from: the last scope."""
+    return (_scopes(node) or ("",))[-1]
+
+
+def _scopes(node: onnx.NodeProto) -> tuple[str, ...]:
     for prop in node.metadata_props:
         if prop.key == "pkg.torch.onnx.name_scopes":
-            scopes = re.findall(r"'([^']*)'", prop.value)
-            return scopes[-2] if len(scopes) > 1 else ""
-    return ""
+            return tuple(re.findall(r"'([^']*)'", prop.value))
+    return ()
 
 
 def _first_line(error: Exception) -> str:

@@ -59,8 +59,9 @@ class Verdict:
 
 def judge(measured: Measured) -> tuple[Verdict, ...]:
     """One verdict an operator, worst first."""
+    passed_on = {node.name for node in measured.nodes if node.inputs_break}  # causes stand before consequences
     verdicts = [_verdict(node) for node in measured.nodes]
-    return tuple(sorted(verdicts, key=lambda verdict: (LEVELS.index(verdict.level), verdict.snr_db)))
+    return tuple(sorted(verdicts, key=lambda v: (LEVELS.index(v.level), v.node in passed_on, v.snr_db)))
 
 
 def _verdict(node: NodeRanges) -> Verdict:
