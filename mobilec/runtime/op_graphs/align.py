@@ -99,7 +99,6 @@ class _Aligner:
         self.by_size: dict[int, list[str]] = {}
         self.by_name: dict[str, str] = {}
         self.readers: dict[str, list[Op]] = {}
-        self.makers: dict[str, Op] = {}
 
     def run(self) -> Alignment:
         """Believes names and places at once."""
@@ -133,7 +132,7 @@ class _Aligner:
         while not cursor.done:
             op, _, results = cursor.step()
             for position, name in enumerate(op.outputs):
-                if name not in results:
+                if name not in results or not is_tensor(results[name]):
                     continue
                 match = self._see(name, results[name], op, position, outputs.get(name))
                 if match is not None and match.how != "value" and replaced < MOST_REPLACED:
@@ -164,8 +163,8 @@ class _Aligner:
         while not cursor.done:
             op, _, results = cursor.step()
             for name, value in results.items():
-                self._remember(name, value)
-                self.makers[name] = op
+                if is_tensor(value):
+                    self._remember(name, value)
             for name in dict.fromkeys(op.inputs):
                 self.readers.setdefault(name, []).append(op)
 
@@ -248,6 +247,13 @@ class _Aligner:
     def _reads_the_same(self, op: Op, other: Op) -> bool:
         theirs = [name for name in other.inputs if name and self.reference.constant(name) is None]
         return sorted(self._images(op)) == sorted(theirs)
+
+
+def is_tensor(value: object) -> bool:
+    """Whether it can be compared: dynamic sizes are plain numbers, and complex tensors have no sketch."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and not value.dtype.is_complex
 
 
 def fitted(value: Tensor, like: Sketch) -> Tensor:

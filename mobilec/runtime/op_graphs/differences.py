@@ -14,18 +14,24 @@ ULPS = 16.0  # constants that were folded another way may differ by so many roun
 _HALF, _SINGLE = 2.0**-11, 2.0**-24
 
 
-def differences(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment) -> tuple[str, ...]:
-    """One sentence for each difference between ``op`` and ``other``, which should compute the same."""
+def differences(
+    candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment, *, half: bool = False
+) -> tuple[str, ...]:
+    """One sentence for each difference between ``op`` and ``other``, which should compute the same.
+
+    Args:
+        half: the candidate's constants were rounded to half precision, the reference's were not.
+    """
     same_words = candidate.vocabulary == reference.vocabulary
     told = []
     if same_words and op.kind != other.kind:
         told.append(f"it is a {op.kind}, where the reference has a {other.kind}")
     elif same_words:
-        told += _attributes(op, other)
+        told += _attributes(op, other, half)
     if same_words and op.kind == other.kind and len(op.inputs) == len(other.inputs):
-        told += _inputs(candidate, op, reference, other, found)
+        told += _inputs(candidate, op, reference, other, found, half)
     elif reads_the_same(candidate, op, reference, other, found):
-        told += _constants(candidate, op, reference, other)
+        told += _constants(candidate, op, reference, other, half)
     return tuple(told)
 
 
@@ -38,23 +44,34 @@ def reads_the_same(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, fo
     ) == sorted(theirs)
 
 
-def _attributes(op: Op, other: Op) -> list[str]:
+def _attributes(op: Op, other: Op, half: bool) -> list[str]:
     names = dict.fromkeys([*op.attributes, *other.attributes])
     return [
         f"{name} is {_short(op.attributes.get(name, 'not given'))}, "
         f"expected {_short(other.attributes.get(name, 'not given'))}"
         for name in names
-        if op.attributes.get(name) != other.attributes.get(name)
+        if not _same(op.attributes.get(name), other.attributes.get(name), half)
     ]
 
 
-def _inputs(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment) -> list[str]:
+def _same(found: object, expected: object, half: bool) -> bool:
+    """Equal; numbers up to rounding, names of half precision's type up to the type."""
+    if half and isinstance(found, str) and isinstance(expected, str):
+        return found.replace("fp16", "fp32") == expected.replace("fp16", "fp32")
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(_same(a, b, half) for a, b in zip(found, expected, strict=True))
+    if isinstance(found, float) and isinstance(expected, float):
+        return found == expected or abs(found - expected) <= ULPS * (_HALF if half else _SINGLE) * abs(expected)
+    return found == expected
+
+
+def _inputs(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment, half: bool) -> list[str]:
     told = []
     moved = []
     for name, theirs in zip(op.inputs, other.inputs, strict=True):
         mine, wanted = _constant(candidate, name), _constant(reference, theirs)
         if mine is not None and wanted is not None:
-            difference = constant_difference(mine, wanted)
+            difference = constant_difference(mine, wanted, half=half)
             told += [f"its constant {name} {difference}"] if difference else []
         elif (mine is None) != (wanted is None):
             told.append(f"it reads {name or 'nothing'} where the reference reads {theirs or 'nothing'}")
@@ -75,13 +92,13 @@ def _alike(found: Alignment, first: str, second: str) -> bool:
     return gap(found.reference[first], found.reference[second]) == 0.0
 
 
-def _constants(candidate: OpGraph, op: Op, reference: OpGraph, other: Op) -> list[str]:
+def _constants(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, half: bool) -> list[str]:
     """Across vocabularies: constants of one shape, where each side has just one of it."""
     mine = _by_shape(candidate, op)
     wanted = _by_shape(reference, other)
     told = []
     for shape, (name, value) in mine.items():
-        if shape in wanted and (difference := constant_difference(value, wanted[shape][1])):
+        if shape in wanted and (difference := constant_difference(value, wanted[shape][1], half=half)):
             told.append(f"its constant {name} {difference}")
     return told
 
@@ -99,7 +116,7 @@ def _constant(graph: OpGraph, name: str) -> Tensor | None:
     return graph.constant(name) if name else None
 
 
-def constant_difference(found: Tensor, expected: Tensor) -> str:
+def constant_difference(found: Tensor, expected: Tensor, *, half: bool = False) -> str:
     """How a constant differs from the one expected, beyond rounding; empty where it does not."""
     import torch
 
@@ -110,7 +127,7 @@ def constant_difference(found: Tensor, expected: Tensor) -> str:
             return ""
         if found.numel() <= 16:
             return f"is {found.reshape(-1).tolist()}, expected {expected.reshape(-1).tolist()}"
-    half = torch.float16 in (found.dtype, expected.dtype)
+    half = half or torch.float16 in (found.dtype, expected.dtype)
     a, b = found.reshape(-1).to(torch.float64), expected.reshape(-1).to(torch.float64)
     unit = _HALF if half else _SINGLE
     # Rounding is measured by the number itself, and a folded sum by what it was summed from.

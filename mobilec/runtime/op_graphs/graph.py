@@ -129,13 +129,19 @@ class Cursor:
 
     def held_bytes(self) -> int:
         """Bytes of the tensors held."""
-        return sum(value.numel() * value.element_size() for value in self._values.values())
+        return bytes_of(self._values.values())
+
+
+def bytes_of(values: Iterable[Any]) -> int:
+    """Bytes of the tensors among some values (a dynamic size is a plain number)."""
+    from torch import Tensor
+
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
 def values_of(graph: OpGraph, feeds: Feeds, names: Iterable[str]) -> dict[str, Tensor]:
     """The values called so, from one run that stops at the last of them."""
-    wanted = set(names)
-    if not wanted:
-        return {}
+    wanted = dict.fromkeys(names)
     cursor = Cursor(graph, feeds, dict.fromkeys(wanted, 0))
-    return {name: cursor.value(name) for name in wanted}
+    found: dict[str, Any] = {name: graph.constant(name) for name in wanted}  # an output may be a constant
+    return {name: cursor.value(name) if value is None else value for name, value in found.items()}

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mobilec.runtime.op_graphs.align import Alignment, fitted
+from mobilec.runtime.op_graphs.align import Alignment, fitted, is_tensor
 from mobilec.runtime.op_graphs.differences import differences
-from mobilec.runtime.op_graphs.graph import Cursor, Feeds, Op, OpGraph, last_reads
+from mobilec.runtime.op_graphs.graph import Cursor, Feeds, Op, OpGraph, bytes_of, last_reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,8 +162,7 @@ class _Judge:
                     self.terms[name] = terms
             if not matched:
                 unmatched.append(op)
-            own = sum(value.numel() * value.element_size() for value in self.open.values())
-            self.held = max(self.held, own + self.cursor.held_bytes())
+            self.held = max(self.held, bytes_of(self.open.values()) + self.cursor.held_bytes())
             for name in dict.fromkeys(op.inputs):
                 if self.last.get(name) == position:
                     self.open.pop(name, None)
@@ -194,9 +193,14 @@ class _Judge:
         error, max_abs, place = relative_error(wanted, value)
         unit = HALF if self.half or "16" in f"{value.dtype}{wanted.dtype}" else SINGLE
         allowed = unit * (ROUNDINGS + SUMMED * math.sqrt(terms)) if value.dtype.is_floating_point else 0.0
-        differ = differences(self.candidate, op, self.reference, other, self.found) if other and not behind else ()
+        differ = (
+            differences(self.candidate, op, self.reference, other, self.found, half=self.half)
+            if other and not behind
+            else ()
+        )
         # The same operation on the same tensors gives the same bits, so that any error has what differs as its cause.
-        told = bool(differ) and self.reference.vocabulary == self.candidate.vocabulary != "aten"
+        exact = not self.half and self.reference.vocabulary == self.candidate.vocabulary != "aten"
+        told = bool(differ) and exact
         wrong = not error <= allowed or (told and error > 0)
         if wrong and other is not None and math.isfinite(error) and value.dtype.is_floating_point and not differ:
             allowed = max(allowed, NOISE * self._rounding(other, wanted, match.reference))
@@ -259,13 +263,14 @@ def relative_error(wanted: Tensor, value: Tensor) -> tuple[float, float, int]:
 
 def terms_of(graph: OpGraph, op: Op, inputs: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> float:
     """About how many numbers were summed for one of the output's, from the shapes alone."""
-    size = max((value.numel() for value in results.values()), default=1) or 1
-    terms = max((value.numel() / size for value in inputs.values()), default=1.0)
+    given = [value for value in inputs.values() if is_tensor(value)]
+    size = max((value.numel() for value in results.values() if is_tensor(value)), default=1) or 1
+    terms = max((value.numel() / size for value in given), default=1.0)
     for name in dict.fromkeys(op.inputs):
         weight = graph.constant(name) if name else None
-        if weight is not None and weight.ndim >= 2 and weight.dtype.is_floating_point:
-            terms = max(terms, weight.numel() / weight.shape[0] if weight.ndim > 2 else max(weight.shape))
-    real = [value for value in inputs.values() if value.ndim >= 2 and value.dtype.is_floating_point]
+        if is_tensor(weight) and weight.ndim >= 2 and weight.dtype.is_floating_point:  # type: ignore[union-attr]
+            terms = max(terms, weight.numel() / weight.shape[0] if weight.ndim > 2 else max(weight.shape))  # type: ignore[union-attr]
+    real = [value for value in given if value.ndim >= 2 and value.dtype.is_floating_point]
     if len(real) > 1:
         terms = max(terms, max(max(value.shape[-2:]) for value in real))
     return max(1.0, terms)
