@@ -23,20 +23,22 @@ def size_mb(artifact: Artifact) -> float:
 def main(folder: Path) -> None:
     validation = json.loads((folder / "validation.json").read_text())
     (timed,) = json.loads((folder / "profile.json").read_text())["artifacts"]
-    accuracy, latency = validation["accuracy"], timed["latency"]
+    latency = timed["latency"]
     interval = latency["median_interval"]
     print()
     print("  A network trained on handwritten digits became two files for phones:")
-    for name, remark in (("digits-onnx", "checked and timed here"), ("digits-coreml", "runs on Apple devices only")):
+    remarks = {"digits-onnx": "checked and timed here", "digits-coreml": "checked here, timed on Apple devices only"}
+    for name, remark in remarks.items():
         artifact = open_artifact(folder / name)
         print(f"    {artifact.model_path}  {size_mb(artifact):.1f} MB, {artifact.manifest.precision}, {remark}")
-    same = "Yes" if validation["passed"] else "NO"
-    right, before = (f"{accuracy[side]['value']:.2%}" for side in ("top1_artefact", "top1_reference"))
     margin = f"{interval['confidence']:.0%} interval {interval['low']:.2f} to {interval['high']:.2f}"
-    print(
-        f"  Does the ONNX file compute the same?  {same}: within {validation['worst_relative']:.1e} of the top score."
-    )
-    print(f"  Is it as accurate?  {right} right of {accuracy['images']} images it has never seen; PyTorch: {before}.")
+    same = "Yes" if validation["passed"] else "NO"
+    gaps = [f"{each['backend']} within {each['worst_relative']:.1e}" for each in validation["artefacts"]]
+    print(f"  Do they compute the same?  {same}: {', '.join(gaps)} of the top score.")
+    pytorch, *files = validation["standings"]
+    print(f"  Are they as accurate?  Of {pytorch['images']} images they have never seen, the right class for")
+    for name, line in (("PyTorch", pytorch), *((f"{line['engine']}, {line['precision']}", line) for line in files)):
+        print(f"    {line['top1']['value']:7.2%}  {name}")
     print(f"  How fast is it here?  {latency['median_ms']:.2f} ms an image ({margin}), {timed['threads']} threads.")
     print()
     print("  Next, with a network of your own:  mobilec export path/to/file.py:callable --to onnx --input-size 224")

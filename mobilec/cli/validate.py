@@ -18,8 +18,6 @@ from mobilec.cli.progress import stages
 if TYPE_CHECKING:
     from mobilec.runtime.validate import Validations
 
-MODEL_FILES = (".onnx", ".mlpackage", ".mlmodel")
-
 
 @described(
     sections={
@@ -161,8 +159,10 @@ def _told_apart(words: Sequence[str], images: Sequence[str]) -> tuple[tuple[str,
 
 
 def _is_tested(word: str) -> bool:
+    from mobilec.runtime.load import is_model_file
+
     path = Path(word)
-    return path.suffix.lower() in MODEL_FILES or path.name == "manifest.json" or (path / "manifest.json").is_file()
+    return is_model_file(path) or path.name == "manifest.json" or (path / "manifest.json").is_file()
 
 
 def _show(result: Validations, tested: Sequence[str]) -> None:

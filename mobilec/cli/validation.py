@@ -33,7 +33,6 @@ GATES = {
 
 def show(result: Validation, artefact: str) -> None:
     """One artefact, all that matters of it."""
-    from mobilec.cli import render
     from mobilec.cli.output import stdout_console
 
     console = stdout_console()
@@ -47,8 +46,7 @@ def show(result: Validation, artefact: str) -> None:
     console.print()
     console.print(_passing(result))
     _verdict_line(console, result.passed)
-    if result.passed:
-        render.next_step(console, f"mobilec profile {render.shell_word(Path(artefact))}", "to see how fast it is here")
+    _next_step(console, [artefact], [result])
 
 
 def show_several(result: Validations, artefacts: Sequence[str]) -> None:
@@ -72,9 +70,19 @@ def show_several(result: Validations, artefacts: Sequence[str]) -> None:
     ]
     console.print(render.table(("artefact", "", ""), rows))
     _verdict_line(console, result.passed)
-    if result.passed:
-        words = " ".join(render.shell_word(Path(name)) for name in artefacts)
-        render.next_step(console, f"mobilec profile {words}", "to see how fast they are here")
+    _next_step(console, artefacts, result.artefacts)
+
+
+def _next_step(console: Console, artefacts: Sequence[str], results: Sequence[Validation]) -> None:
+    """Timing what passed, where it runs as it would run in earnest: no bare files, nothing that stands in."""
+    from mobilec.cli import render
+
+    if not all(result.passed for result in results):
+        return
+    names = [name for name, each in zip(artefacts, results, strict=True) if not (each.bare or each.assumption)]
+    if names:
+        words = " ".join(render.shell_word(Path(name)) for name in names)
+        render.next_step(console, f"mobilec profile {words}", "to see how fast it is here")
 
 
 def _facts(console: Console, result: Validation) -> None:
@@ -92,7 +100,7 @@ def _facts(console: Console, result: Validation) -> None:
                 ("reference", result.reference),
                 *(("note", text) for text in result.notes),
                 *(("approximate", text) for text in result.approximations),
-                ("judged", "by PSNR and cosine as half precision is" if result.approximations else ""),
+                ("judged", result.judged),
             )
         )
     )

@@ -15,13 +15,12 @@ from mobilec.export.subject import is_artefact
 from mobilec.mobile.provenance import Weights
 from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.cases import UNSIZED
-from mobilec.runtime.load import as_artifact, load, load_reference
+from mobilec.runtime.load import FILES, as_artifact, is_model_file, load, load_reference
 from mobilec.runtime.session import Session
 
 if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
 
-FILES = {".onnx": "onnx", ".mlpackage": "coreml", ".mlmodel": "coreml"}
 PROGRAM = ".pt2"
 
 
@@ -69,6 +68,11 @@ class Side:
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def inexact(self) -> bool:
+        """Whether its numbers are rougher than float32's own rounding."""
+        return self.precision != "fp32" or bool(self.approximations)
+
 
 def open_tested(given: str | Path | Artifact, running: Running) -> Side:
     """What is to be judged: an artefact, or a bare file. Raises ArtifactError, BackendUnavailable, UsageError."""
@@ -107,10 +111,10 @@ def _kind(given: str | Path | Artifact) -> str:
 
     if isinstance(given, Artifact):
         return "artefact"
-    suffix = Path(given).suffix.lower()
-    if suffix in FILES:
+    path = Path(given)
+    if is_model_file(path):
         return "file"
-    if suffix == PROGRAM:
+    if path.suffix.lower() == PROGRAM and not path.is_dir():
         return "program"
     return "artefact" if is_artefact(str(given)) or isinstance(given, Path) else "model"
 
@@ -130,7 +134,7 @@ def open_artefact(artifact: Artifact, running: Running, faults: tuple[str, ...])
     session = _opened(artifact, lambda: _load(artifact, running), faults)
     return Side(
         name=str(artifact.path),
-        title=f"{manifest.backend} {manifest.precision}",
+        title=f"{artifact.path.name}, {manifest.backend} {manifest.precision}",
         key=_digest({name: facts["sha256"] for name, facts in manifest.files.items()}, faults),
         model=manifest.model,
         backend=manifest.backend,
@@ -216,7 +220,13 @@ def _opened(artifact: Artifact, opener: Callable[[], Session], faults: Sequence[
 
 
 def _load(given: str | Path | Artifact, running: Running) -> Session:
-    return load(given, threads=running.threads, verify=False)
+    numerics = None
+    if running.accumulate != "fp32":
+        from mobilec.runtime.mil.numerics import Numerics
+
+        numerics = Numerics(accumulate=running.accumulate)
+    interpreter = True if running.interpreter or numerics is not None else None
+    return load(given, threads=running.threads, verify=False, interpreter=interpreter, numerics=numerics)
 
 
 def approximations_of(manifest: Manifest) -> tuple[str, ...]:
@@ -247,6 +257,8 @@ def open_file(path: Path, running: Running) -> Side:
     """An ``.onnx``, ``.mlpackage`` or ``.mlmodel`` without a manifest. What it takes is read from the file itself."""
     from mobilec.runtime.bare_files import facts_of
 
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file")
     session = _load(path, running)
     backend = FILES[path.suffix.lower()]
     try:
@@ -264,7 +276,7 @@ def open_file(path: Path, running: Running) -> Side:
         raise
     return Side(
         name=str(path),
-        title=f"{backend} {facts.precision}, a file without a manifest",
+        title=f"{path.name}, {backend} {facts.precision}, a file without a manifest",
         key=digest,
         model=facts.model or path.name,
         backend=backend,
@@ -323,7 +335,7 @@ def open_program(path: Path, running: Running) -> Side:
     session = open_reference(path, input_names=(), output_names=(), threads=running.threads)
     return Side(
         name=str(path),
-        title="a captured PyTorch program",
+        title=f"{path.name}, a captured PyTorch program",
         key=file_digest(path),
         model=path.name,
         backend="reference",

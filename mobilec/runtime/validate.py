@@ -54,7 +54,8 @@ class Validation:
     """Everything `validate` found of one artefact, as plain data: ``json.dumps(asdict(v), allow_nan=False)`` works.
 
     Attributes:
-        artefact: its folder, or the bare file. reference: what it was compared with, in words.
+        artefact: its folder, or a file without a manifest (``bare``). reference: what it was compared with, in words.
+        judged: by what limits, where that is not plain from its precision.
         weights: one phrase on where the numbers come from, honest about randomness.
         engine / threads: what ran the artefact; PyTorch ran at the same number of threads.
         assumption: what the engine assumes of the arithmetic, where it stands in for another; empty otherwise.
@@ -72,7 +73,9 @@ class Validation:
     """
 
     artefact: str
+    bare: bool
     reference: str
+    judged: str
     model: str
     weights: str
     backend: str
@@ -203,6 +206,8 @@ def validate_all(
     running = Running(threads, interpreter, accumulate)
     with ExitStack() as opened:
         entries = _open(artifacts, against, running, limits, opened, checkpoint=checkpoint, num_classes=num_classes)
+        if accumulate != "fp32" and not any(side.backend == "coreml" for entry in entries for side in entry[:2]):
+            raise UsageError("accumulate is of the interpreter of Core ML files, and there is none among these")
         contests = gather(entries)
         measured = _measure(contests, files, data, limit, resume, running, limits, progress)
         found = {
@@ -238,7 +243,6 @@ def _open(
     for given in artifacts:
         tested = open_tested(given, running)
         opened.enter_context(tested.session)
-        policy = policy_for(tested.precision, approximate=bool(tested.approximations), limits=limits)
         if against is not None:
             shapes = tuple((spec.name, spec.shape, spec.dtype, spec.layout) for spec in tested.inputs)
             reference = reference_of(shapes, partial(open_against, against, running, tested, **weights))
@@ -253,7 +257,8 @@ def _open(
             key = captured_key(artifact, tested.faults)
             reference = reference_of(key, partial(open_captured, artifact, running, tested.faults))
             pairing = pair(tested, reference, same_capture=True)
-        entries.append((tested, reference, pairing, policy))
+        rough = tested.inexact or reference.inexact
+        entries.append((tested, reference, pairing, policy_for(tested.precision, approximate=rough, limits=limits)))
     return entries
 
 
@@ -396,7 +401,9 @@ def _validation(contest: Contest, entry: Contestant, measured: _Measured, place:
     outputs = comparison.summaries()
     return Validation(
         artefact=side.name,
-        reference=contest.reference.title,
+        bare=side.bare,
+        reference=_in_words(contest.reference),
+        judged=_judged(side, contest.reference),
         model=side.model,
         weights=side.weights.summary if side.weights else "weights as the file holds them",
         backend=side.backend,
@@ -418,6 +425,18 @@ def _validation(contest: Contest, entry: Contestant, measured: _Measured, place:
         warnings=tuple(_warnings(gates, contest.reference, side, measured, accuracy)),
         passed=not failures(gates),
     )
+
+
+def _in_words(reference: Side) -> str:
+    assumption = reference.session.assumption
+    return f"{reference.title}, where {assumption}" if assumption else reference.title
+
+
+def _judged(side: Side, reference: Side) -> str:
+    if side.precision != "fp32" or not (side.inexact or reference.inexact):
+        return ""
+    why = "" if side.inexact else ", because its reference is no better"
+    return f"by PSNR and cosine as half precision is{why}"
 
 
 def _standings(contests: Sequence[Contest], measured: Sequence[_Measured]) -> tuple[Standing, ...]:
@@ -470,8 +489,7 @@ def _warnings(
             found.append(f"{gate.name}: {_figure(gate.value)}, expected {gate.relation} {gate.limit:g} ({gate.detail})")
     if measured.unreadable:
         found.append(f"{len(measured.unreadable)} images given cannot be read: {measured.unreadable[0]}")
-    loose = side.precision != "fp32" or bool(side.approximations)
-    if measured.samples == "probes" and accuracy is None and loose:
+    if measured.samples == "probes" and accuracy is None and side.inexact:
         found.append("compared on built-in images only: top-1 agreement on real ones needs --images or --data")
     return found + (_data_warnings(accuracy) if accuracy is not None else [])
 
