@@ -22,6 +22,7 @@ class Target:
 
 # What belongs together stands together: one name for one operator, nothing that does nothing.
 _TIDY = (
+    "fold_written_constants",
     "remove_in_place",
     "remove_no_ops",
     "remove_dead_code",
@@ -68,6 +69,7 @@ _RANK = (
     "merge_duplicates",
     "merge_products",
     "fold_slice_scale",
+    "merge_axes",
     "simplify_movement",
     "lower_movement_rank",
     "fold_constants",

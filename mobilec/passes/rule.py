@@ -73,7 +73,7 @@ class Rule:
     summary: str
     anchors: tuple[OpOverload, ...]
     match: Callable[[Editor, Node], Match | Refused | None]
-    rewrite: Callable[[Editor, Match], Node | tuple[Node, ...] | None]
+    rewrite: Callable[[Editor, Match], Node | tuple[Node | None, ...] | None]
     budget: float
     algebra_budget: float = FOLDED_ALGEBRA
     output_budget: float = OUTPUT_FLOAT32

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn import functional as F
 
 from mobilec.errors import RewriteError
 from mobilec.passes.capture import capture
@@ -285,6 +286,32 @@ def test_wrong_outputs_are_stopped_even_if_every_place_seems_right() -> None:
     strict = dataclasses.replace(RULES["fold_batch_norm"], output_budget=0.0)
     with pytest.raises(RewriteError, match="rule fold_batch_norm changed the outputs by"):
         apply(lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).float(), (torch.randn(1, 3, 8, 8),), strict)
+
+
+class Cancels(nn.Module):
+    """Divides by what ``elu(x) + 1`` left of the digits of a very negative x, as linear attention does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 / (F.elu(x - 12) + 1).mean((2, 3))
+
+
+def test_outputs_may_differ_by_the_rounding_that_the_old_program_had() -> None:
+    example = (torch.rand(1, 3, 8, 8),)
+    outcome = apply(Cancels(), example, "lower_elu_plus_one")
+    assert outcome.evidence[0].rewritten == 1
+    assert outcome.gap > RULES["lower_elu_plus_one"].output_budget
+
+
+def test_rounding_excuses_no_more_of_the_outputs_than_itself() -> None:
+    def shifted(editor: Editor, match: Match) -> Node:
+        right = RULES["lower_elu_plus_one"].rewrite(editor, match)
+        assert isinstance(right, Node)
+        return editor.call(torch.ops.aten.mul.Tensor, right, 1.5, origin=match.replaced[0])
+
+    # Nothing is said of the places: only the outputs are left to stop it.
+    wrong = dataclasses.replace(RULES["lower_elu_plus_one"], rewrite=shifted, budget=1.0, algebra_budget=1.0)
+    with pytest.raises(RewriteError, match="rule lower_elu_plus_one changed the outputs by"):
+        apply(Cancels(), (torch.rand(1, 3, 8, 8),), wrong)
 
 
 def test_decisions_in_the_outputs_do_not_trip_over_rounding() -> None:

@@ -117,7 +117,7 @@ def _judged(node: NodeRanges) -> tuple[str, str, float]:
         if share > MANY:
             kept = "if added up in half" if name == "sum" and node.op not in ("add", "cumsum") else "in half"
             return LOSES, f"{share:.0%} of the increments change nothing, {kept}", output.largest
-    if output.vanishes + output.subnormal > MANY_VANISH:
+    if output.vanishes > MANY_VANISH or output.vanishes + output.subnormal > MANY:
         share = output.vanishes + output.subnormal
         return LOSES, f"{share:.0%} of its result below {half.LEAST_NORMAL:.1e}: fewer bits, or zero", output.largest
     return FINE, "", output.largest

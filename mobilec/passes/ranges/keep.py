@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from mobilec.errors import ExportError
@@ -35,12 +35,17 @@ def holds(agreement: Agreement) -> bool:
 
 
 def keep_enough(
-    runner: Runner, measured: Measured, feeds: Callable[[], Iterable[Inputs]], verdicts: tuple[Verdict, ...] = ()
+    runner: Runner,
+    measured: Measured,
+    feeds: Callable[[], Iterable[Inputs]],
+    verdicts: tuple[Verdict, ...] = (),
+    *,
+    already: Collection[str] = (),
 ) -> Kept:
     """The operators that break, and if that is not enough, those that lose most, until the outputs agree.
 
     Args:
-        feeds: gives the inputs of ``measured`` again.
+        feeds: gives the inputs of ``measured`` again. already: names of nodes in float32 anyway.
 
     Raises ExportError where even everything kept would not do.
     """
@@ -52,7 +57,8 @@ def keep_enough(
     waiting = [verdict for verdict in others if verdict.snr_db < float("inf")]
     more, tries = 1, 0
     while True:
-        after = runner.agreement(feeds(), measured.outputs, frozenset(reasons)) if reasons else measured.half
+        kept = frozenset((*reasons, *already))
+        after = runner.agreement(feeds(), measured.outputs, kept) if reasons else measured.half
         tries += bool(reasons)
         if holds(after):
             return Kept(_in_order(runner, reasons), measured.half, after, tries)

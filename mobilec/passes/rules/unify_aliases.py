@@ -4,6 +4,10 @@
     after    mul(x, y),      div(x, 2),    cat([x, y]),    transpose(x, 1, 2), clamp(x, 0, 6), transpose(x, 0, 1)
 
 Exact because PyTorch documents the first as an alias of the second and calls it.
+
+A ``view`` is a ``reshape`` that fails where its input is not laid out in order. What is captured has that checked
+already, and capture has dropped the ``contiguous`` before it where fused attention, say, happened to lay its result out
+so. A rule that writes the attention in other operators would leave a view that fails; a reshape gives the same.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ _SAME_ARGUMENTS: dict[Any, Any] = {
     _aten.special_expit.default: _aten.sigmoid.default,
     _aten.special_softmax.default: _aten.softmax.int,
     _aten.row_stack.default: _aten.vstack.default,
+    _aten.view.default: _aten.reshape.default,
+    _aten._unsafe_view.default: _aten.reshape.default,
 }
 # Swaps the last two axes.
 _TURNED = (_aten.t.default, _aten.numpy_T.default, _aten.mT.default)

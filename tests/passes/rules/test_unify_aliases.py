@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mobilec.passes.rules import unify_aliases
 from mobilec.passes.rules.unify_aliases import RULE
-from support.rewriting import apply, inputs
+from support.rewriting import apply, inputs, ops
 
 
 class Written(nn.Module):
@@ -43,6 +44,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "t": (torch.t, "transpose"),
     "T": (lambda x: x.T, "transpose"),
     "mT": (lambda x: x[None].mT, "transpose"),
+    "view": (lambda x: x.view(-1, 2, 2), "reshape"),
 }
 
 
@@ -60,6 +62,23 @@ def test_each_pair_has_the_same_arguments() -> None:
     for alias, op in unify_aliases._SAME_ARGUMENTS.items():
         ours, theirs = ([str(a.type) for a in entry._schema.arguments] for entry in (alias, op))
         assert ours == theirs, alias
+
+
+class CausalAttention(nn.Module):
+    """Fused attention whose result happens to lie as the view wants it: capture drops the ``contiguous``."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, N, C]
+        q, k, v = (part.view(*x.shape[:2], 2, -1).transpose(1, 2) for part in x.chunk(3, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return y.transpose(1, 2).contiguous().view(*x.shape[:2], -1)
+
+
+def test_a_view_outlives_the_fused_attention_before_it() -> None:
+    example = tuple(value.float() for value in inputs((2, 10, 24)))
+    outcome = apply(CausalAttention(), example, "unify_aliases", "lower_attention")
+    assert "contiguous" not in ops(outcome.before)
+    assert outcome.ops["matmul"] == 2
+    assert outcome.gap < 1e-6
 
 
 def test_leaves_the_transposes_of_other_ranks() -> None:
