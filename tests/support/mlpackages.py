@@ -115,7 +115,8 @@ def reweighted(package: Path, to: Path, change: Callable[[bytearray], Any]) -> P
     """A copy whose weight file ``change`` has edited in place, or replaced by what it returns."""
     shutil.copytree(package, to)
     raw = bytearray((to / WEIGHTS).read_bytes())
-    (to / WEIGHTS).write_bytes(change(raw) or raw)
+    found = change(raw)
+    (to / WEIGHTS).write_bytes(raw if found is None else found)
     return to
 
 

@@ -3,7 +3,7 @@
 The format (blob storage, version 2, apple/coremltools mlmodel/src/MILBlob/Blob/StorageFormat.hpp and
 BlobDataType.hpp): a header of 64 bytes (uint32 count of blobs, uint32 version = 2), then for each blob a record of 64
 bytes (uint32 sentinel 0xDEADBEEF, uint32 type, uint64 size in bytes, uint64 offset of the data, uint64 unused bits at
-the end of packed data) and its data, everything at multiples of 64. A program names a blob by its record's offset.
+the end of packed data) and right behind it its data, records at multiples of 64. A program names a blob by its record's offset.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class WeightFile:
                 f"{self.path.name} holds {size} bytes at offset {offset}, "
                 f"{dtype} [{', '.join(map(str, shape))}] takes {wanted}"
             )
-        if start % ALIGNMENT or start < offset + RECORD_BYTES or start + size > self.size:
+        if start != offset + RECORD_BYTES or start + size > self.size:
             raise ArtifactError(
                 f"{self.path.name} ends at byte {self.size}, the data of offset {offset} would be at "
                 f"{start} to {start + size}: it is cut short or damaged"
