@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilec.cli import render
+from mobilec.cli.compression import COMPRESSION, compression
 from mobilec.cli.output import State, emit, stdout_console
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def show_artefact(state: State, path: Path) -> None:
     console = stdout_console()
     console.print(summary(artifact))
     interface(console, artifact.manifest)
+    compression(console, artifact.manifest)
     passes(console, artifact.manifest)
     render.heading(console, "Files")
     console.print(
@@ -99,7 +101,7 @@ def summary(artifact: Artifact) -> Any:
 
 NOTES = "notes"  # sentences of the writer that a user should read
 RULE_FILES = "rule_files"
-_ASIDE = (NOTES, RULE_FILES)  # shown elsewhere than among the options
+_ASIDE = (NOTES, RULE_FILES, COMPRESSION)  # shown elsewhere than among the options
 _UNSET: tuple[Any, ...] = (None, False, "", (), [], {})
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         "Input": ("input_size", "input_shape", "dynamic_batch"),
         "Preprocessing, kept in the manifest": ("mean", "std", "color", "crop_pct", "labels"),
         "Format": ("precision", "deployment_target", "image_input"),
+        "Fewer bits": ("compress", "keep", "sensitivity", "images"),
         "Rewrites": ("target", "skip_rule", "only_rule", "rule_files", "proof", "explain"),
     },
     examples=(
@@ -64,9 +65,17 @@ if TYPE_CHECKING:
 @click.option("--color", type=click.Choice(["RGB", "BGR"]), metavar="RGB|BGR", help="Channel order of the input.")
 @click.option("--crop-pct", type=float, metavar="SHARE", help="Part of the image that the crop keeps; 1 is all.")
 @click.option("--labels", type=FOLDER, metavar="FILE", help="Class names, one a line.")
-@click.option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.  [default: fp32 ONNX, else fp16]")
+@click.option(
+    "--precision", metavar="fp32|fp16|int8", help="Of weights and arithmetic.  [default: fp32 ONNX, else fp16]"
+)
 @click.option("--deployment-target", metavar="iOSN", help="Oldest system that must load it (Core ML).")
 @click.option("--image-input", is_flag=True, help="Take pixels 0..255 and normalise inside the model.")
+@click.option("--compress", metavar="SCHEME", help="Weights alone: int8, or palettize4, 6 or 8 (Core ML).")
+@click.option(
+    "--keep", multiple=True, metavar="LAYERS", help="Layers that stay as they are: module, class, kind, glob."
+)
+@click.option("--sensitivity", metavar="DB|N%", help="Leave the costliest layers out until outputs are this near.")
+@click.option("--images", multiple=True, metavar="PATH", help="Images to calibrate on: files, folders, patterns.")
 @click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: cpu for ONNX, else ane]")
 @rule_options
 @click.option("--no-proof", "proof", flag_value=False, default=True, help="Do not measure what the rewrites change.")
@@ -94,6 +103,10 @@ def command(
     precision: str | None,
     deployment_target: str | None,
     image_input: bool,
+    compress: str | None,
+    keep: tuple[str, ...],
+    sensitivity: str | None,
+    images: tuple[str, ...],
     target: str | None,
     skip_rule: tuple[str, ...],
     only_rule: tuple[str, ...],
@@ -149,6 +162,10 @@ def command(
             skip_rules=skip_rule,
             only_rules=only_rule,
             rule_files=rule_files,
+            compress=compress,
+            keep=keep,
+            sensitivity=sensitivity,
+            images=images,
             proof=proof,
             force=force,
             progress=progress,
@@ -171,6 +188,7 @@ def default_folder(model: str, backend: str) -> str:
 def _show(artifact: Artifact, folder: Path, explain: bool) -> None:
     from mobilec.cli import render
     from mobilec.cli.artefact import interface, model_bytes, passes, summary
+    from mobilec.cli.compression import compression
     from mobilec.cli.output import stdout_console
 
     console = stdout_console()
@@ -178,6 +196,7 @@ def _show(artifact: Artifact, folder: Path, explain: bool) -> None:
     console.print(render.styled(f"Wrote {folder}/ ({render.size(model_bytes(manifest))})", "bold green"))
     console.print(summary(artifact))
     interface(console, manifest)
+    compression(console, manifest, explain=explain)
     passes(console, manifest, explain=explain)
     if not explain and any(item.refusals for item in manifest.passes):
         console.print("--explain says where rules refused, and why.")

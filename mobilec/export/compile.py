@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+    from mobilec.export.compress.compress import Compressed
+    from mobilec.export.keep_fp32 import KeptOps
     from mobilec.passes.evidence import TensorSpec
     from mobilec.passes.rewrite import Rewritten
 
@@ -58,6 +60,11 @@ def compile(
     skip_rules: Sequence[str] = (),
     only_rules: Sequence[str] = (),
     rule_files: Sequence[str | Path] = (),
+    compress: str | None = None,
+    keep: Sequence[str] = (),
+    sensitivity: float | str | None = None,
+    images: Sequence[str | Path] | str | Path = (),
+    keep_fp32: Sequence[str] | str = (),
     proof: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -71,7 +78,8 @@ def compile(
         input_shapes: name to shape, for modules that do not take one image; a type may stand behind the numbers, as in
             ``{"tokens": (1, 77, "int64")}``.
         checkpoint / num_classes / replace_head / pretrained: for models given by name.
-        precision: ``fp32`` or ``fp16``; by default fp32 for ONNX, fp16 for Core ML and Core AI.
+        precision: ``fp32``, ``fp16``, or ``int8`` for weights and activations in 8 bits (ONNX, Core ML); by default
+            fp32 for ONNX, fp16 for Core ML and Core AI.
         target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for the others.
         dynamic_batch: leave the batch size open (ONNX).
         deployment_target: oldest system that must load the file (Core ML), ``iOS17`` by default.
@@ -82,6 +90,14 @@ def compile(
         skip_rules / only_rules: names of rewrite rules to leave out, or the only ones to run.
         rule_files: Python files with rules of your own (``RULE`` or ``RULES``), run after the target's. **They are
             executed.**
+        compress: weights alone in fewer bits: ``int8`` (ONNX, Core ML), ``palettize4``, ``palettize6``, ``palettize8``
+            (Core ML).
+        keep: layers to leave as they are, by names or globs of modules, classes, operators or nodes.
+        sensitivity: how near the outputs must stay, ``40`` dB or ``"99%"`` of the top-1 classes: the layers that cost
+            most are left out until they do.
+        images: files, folders or patterns to calibrate on; built-in pictures without.
+        keep_fp32: what an fp16 file computes in float32: kinds, names or modules of operators after the rewrites
+            (globs too), or ``auto``, measured on ``images``.
         proof: measure what each rewrite changes.
         force: replace an artefact that is already at ``out``.
         progress: told each stage in a few words.
@@ -104,6 +120,11 @@ def compile(
         deployment_target=deployment_target,
         image_input=image_input,
         labels=labels,
+        compress=compress,
+        keep=keep,
+        sensitivity=sensitivity,
+        images=images,
+        keep_fp32=keep_fp32,
     )
     check_out(out, force)
     tell("building the model")
@@ -136,27 +157,65 @@ def compile(
             progress=lambda rule: tell(f"{verb} {rule}"),
         )
         del program
+        compressed = _compressed(rewritten.program, plan, inputs, tell)
+        final = compressed.program if compressed else rewritten.program
+        kept = _kept(final, plan, inputs, tell)
         request = WriteRequest(
-            program=rewritten.program,
+            program=final,
             folder=folder.path,
             model_file=plan.writer.model_file,
             scratch=folder.scratch,
             inputs=inputs,
             outputs=outputs,
-            precision=plan.precision,
+            precision=plan.stored_precision,
             deployment_target=plan.deployment_target,
             labels=plan.labels if plan.writer.classifier else None,
             description=f"{provenance.model}: {provenance.weights.summary}",
             facts=_facts(provenance, plan, inputs),
             progress=tell,
+            palettes=compressed.palettes if compressed else {},
+            keep_fp32=kept.nodes,
         )
         written = plan.writer.write(request)
+        written = replace(written, options=written.options | dict(kept.options), notes=(*kept.notes, *written.notes))
+        if compressed:
+            written = replace(
+                written,
+                options={**written.options, "compression": compressed.report},
+                notes=(*compressed.notes, *written.notes),
+            )
         tell("checksums")
         manifest = _manifest(provenance, plan, inputs, outputs, written, rewritten)
         manifest = replace(manifest, files=describe_files(folder.path))
         (folder.path / MANIFEST_NAME).write_text(manifest_to_json(manifest), encoding="utf-8")
         tell("moving into place")
     return Artifact(folder.target, manifest)
+
+
+def _compressed(
+    program: ExportedProgram, plan: Plan, inputs: tuple[InputSpec, ...], tell: Progress
+) -> Compressed | None:
+    """The program in fewer bits, None where that was not asked for."""
+    if plan.compression is None:
+        return None
+    from mobilec.export.calibration import calibration
+    from mobilec.export.compress.compress import compress
+
+    return compress(program, plan.compression, calibration(inputs, plan.images), tell)
+
+
+def _kept(program: ExportedProgram, plan: Plan, inputs: tuple[InputSpec, ...], tell: Progress) -> KeptOps:
+    """What stays in float32."""
+    from mobilec.export.calibration import calibration
+    from mobilec.export.keep_fp32 import keep_fp32
+
+    return keep_fp32(
+        program,
+        plan.keep_fp32,
+        backend=plan.writer.name,
+        calibration=lambda: calibration(inputs, plan.images),
+        tell=tell,
+    )
 
 
 def _interface(
@@ -219,6 +278,8 @@ def _facts(provenance: Provenance, plan: Plan, inputs: tuple[InputSpec, ...]) ->
     }
     if images:
         facts["preprocessing"] = json.dumps(images, sort_keys=True)
+    if plan.compression is not None:
+        facts["compression"] = plan.compression.scheme.what
     if plan.labels is not None:
         facts["labels"] = json.dumps(plan.labels, ensure_ascii=False)
     return facts
@@ -242,7 +303,14 @@ def _manifest(
             {"file": item.file, "sha256": item.sha256, "rules": [rule.name for rule in item.rules]}
             for item in plan.rule_files
         ]
-    options |= written.options
+    if plan.compression is not None:
+        if plan.precision != "int8":
+            options["compress"] = plan.compression.scheme.name
+        if plan.compression.keep:
+            options["keep"] = list(plan.compression.keep)
+        if plan.compression.limit is not None:
+            options["sensitivity"] = str(plan.compression.limit)
+    options |= _plain(written.options)
     if written.notes:
         options["notes"] = list(written.notes)
     return Manifest(

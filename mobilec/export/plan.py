@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from mobilec.errors import UsageError, did_you_mean
 from mobilec.export.clock import export_time
+from mobilec.export.keep_fp32 import AUTO, check_keep_fp32
 from mobilec.export.user_rules import RuleFile, load_rule_files
 from mobilec.export.writers import Writer
 
 if TYPE_CHECKING:
+    from mobilec.export.compress.schemes import Compression
     from mobilec.passes.rule import Rule
 
 
@@ -24,6 +26,8 @@ class Plan:
         rules: the target's rewrites, then those of ``rule_files``; without the ``skipped`` ones, or ``only`` those.
         deployment_target: in coremltools' spelling, None for the writer's default.
         labels: class names by index. created: UTC, ISO 8601.
+        compression: None for a plain export. images: to calibrate on, none for built-in probes.
+        keep_fp32: names of what an fp16 file computes in float32, or ``auto`` alone.
     """
 
     writer: Writer
@@ -38,6 +42,16 @@ class Plan:
     image_input: bool
     labels: tuple[str, ...] | None
     created: str
+    compression: Compression | None = None
+    images: tuple[str | Path, ...] = ()
+    keep_fp32: tuple[str, ...] = ()
+
+    @property
+    def stored_precision(self) -> str:
+        """``fp32`` or ``fp16``: of all that is not compressed."""
+        if self.precision == "int8" and self.writer.int8 is not None:
+            return self.writer.int8.precisions[0]
+        return self.precision
 
 
 def make_plan(
@@ -52,11 +66,17 @@ def make_plan(
     deployment_target: str | None,
     image_input: bool,
     labels: Sequence[str] | None,
+    compress: str | None = None,
+    keep: Sequence[str] = (),
+    sensitivity: float | str | None = None,
+    images: Sequence[str | Path] | str | Path = (),
+    keep_fp32: Sequence[str] | str = (),
 ) -> Plan:
     """Choices with their defaults filled in.
 
     Raises UsageError for those that mean nothing or do not go together, RewriteError for a rule file that breaks.
     """
+    from mobilec.export.compress.choose import choose
     from mobilec.passes.pipelines import DEFAULT_TARGET, TARGETS
 
     chosen = _one_of("precision", precision or writer.default_precision, writer.precisions, f" for {writer.title}")
@@ -73,6 +93,16 @@ def make_plan(
             raise UsageError(f"a deployment target is not for {writer.title}", hint="leave --deployment-target out")
         exact = {name.lower(): name for name in writer.deployment_targets}.get(deployment_target.lower())
         deployment_target = _one_of("deployment target", exact or deployment_target, writer.deployment_targets)
+    kept = check_keep_fp32(keep_fp32, backend=writer.name, precision=chosen)
+    compression = choose(
+        writer,
+        precision=chosen,
+        compress=compress,
+        keep=keep,
+        sensitivity=sensitivity,
+        images=bool(images) and kept != (AUTO,),
+        deployment_target=deployment_target,
+    )
     return Plan(
         writer=writer,
         precision=chosen,
@@ -86,6 +116,9 @@ def make_plan(
         image_input=image_input,
         labels=_checked_labels(labels),
         created=export_time().strftime("%Y-%m-%dT%H:%M:%SZ"),
+        compression=compression,
+        images=(images,) if isinstance(images, str | Path) else tuple(images),
+        keep_fp32=kept,
     )
 
 

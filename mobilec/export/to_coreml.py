@@ -15,7 +15,9 @@ from mobilec import __version__
 from mobilec.errors import ExportError
 from mobilec.export.adapt import image_scaling
 from mobilec.export.blame import conversion_error, module_path, op_name
+from mobilec.export.compress.coreml_palettes import with_palettes
 from mobilec.export.half import check_fits_half
+from mobilec.export.keep_fp32 import core_ml_precision, mark, numbered, unmerged
 from mobilec.export.manifest import InputSpec, OutputSpec
 from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import Captured, quiet
@@ -36,6 +38,15 @@ DEPLOYMENT_TARGETS = (
 # blockwise compression, which these exports do not use.
 DEFAULT_DEPLOYMENT_TARGET = "iOS17"
 
+_SYSTEMS_A_FAMILY = 5  # of DEPLOYMENT_TARGETS, by year
+
+
+def at_least(target: str, since: str) -> bool:
+    """Whether a system reads what another one does: of its year or later."""
+    years = {name: index % _SYSTEMS_A_FAMILY for index, name in enumerate(DEPLOYMENT_TARGETS)}
+    return years[target] >= years[since]
+
+
 # PyTorch's type -> what Core ML gives in its place: it has outputs of three types alone.
 OUTPUT_TYPES = {
     **{name: name for name in ("float32", "float16", "int32")},
@@ -44,6 +55,7 @@ OUTPUT_TYPES = {
 }
 
 CLASS_LABEL_OUTPUT = "classLabel"
+_UNSIMPLIFIED = ["common::dedup_op_and_var_names"]  # without it a file may give two values one name
 _SPEC_FILE = "Data/com.apple.CoreML/model.mlmodel"
 
 # coremltools keeps global state (name counters, the current target), and so does `tempfile`.
@@ -65,10 +77,11 @@ def write(request: WriteRequest) -> Written:
     if request.precision == "fp16":
         check_fits_half(_used_tensors(program))
     package = request.folder / request.model_file
+    seen: set[str] = set()  # of what is kept in float32
     request.progress("writing Core ML")
     with _one_at_a_time, quiet() as log:
         try:
-            _convert(request, program, package, target)
+            lost = _convert(request, program, package, target, seen)
         except BaseException as error:
             _let_go(error, log)
             if isinstance(error, OSError | MemoryError) or not isinstance(error, Exception):
@@ -82,7 +95,11 @@ def write(request: WriteRequest) -> Written:
     if request.labels:
         options["class_label_output"] = CLASS_LABEL_OUTPUT
     changed = [spec for spec in request.outputs if OUTPUT_TYPES[spec.dtype] != spec.dtype]
-    return Written(options, tuple(f"{s.name} is {s.dtype} in PyTorch, {OUTPUT_TYPES[s.dtype]} here" for s in changed))
+    notes = [f"{s.name} is {s.dtype} in PyTorch, {OUTPUT_TYPES[s.dtype]} here" for s in changed]
+    if lost:
+        notes.append(f"{lost} palettes were left out: coremltools folded something into these weights")
+    notes += unmerged(request.keep_fp32, seen)
+    return Written(options, tuple(notes))
 
 
 def _check_outputs(program: ExportedProgram, outputs: Sequence[OutputSpec]) -> None:
@@ -121,14 +138,23 @@ def _check_resizing(program: ExportedProgram) -> None:
             )
 
 
-def _convert(request: WriteRequest, program: ExportedProgram, package: Path, target: str) -> None:
+def _convert(request: WriteRequest, program: ExportedProgram, package: Path, target: str, kept: set[str]) -> int:
+    """Writes the package; the number of palettes whose weights coremltools had changed before.
+
+    Args:
+        kept: filled with the names of nodes that stayed in float32.
+    """
     import coremltools as ct
 
     # ATen's core operators; `alias` and other leftovers of autograd, which coremltools refuses, go.
+    mark(program, request.keep_fp32)
     program = program.run_decompositions({})
+    half = core_ml_precision(numbered(program), kept)
     before = tempfile.tempdir
     # coremltools writes weights to the system's temporary folder, and leaves them there when it is interrupted.
     tempfile.tempdir = str(request.scratch)
+    found: set[bytes] = set()
+    pipeline = with_palettes(request.palettes, found) if request.palettes else None
     try:
         ct.convert(
             program,
@@ -136,14 +162,15 @@ def _convert(request: WriteRequest, program: ExportedProgram, package: Path, tar
             inputs=[_input_type(spec) for spec in request.inputs],
             outputs=_output_types(request),
             classifier_config=_classifier(request),
-            compute_precision=ct.precision.FLOAT16 if request.precision == "fp16" else ct.precision.FLOAT32,
+            compute_precision=half if request.precision == "fp16" else ct.precision.FLOAT32,
             minimum_deployment_target=getattr(ct.target, target),
             skip_model_load=True,
             package_dir=str(package),
-            pass_pipeline=None if request.simplify else ct.PassPipeline.EMPTY,
+            pass_pipeline=pipeline if request.simplify else ct.PassPipeline(_UNSIMPLIFIED, "unsimplified"),
         )
     finally:
         tempfile.tempdir = before
+    return len(request.palettes) - len(found)
 
 
 def _let_go(error: BaseException, log: Captured) -> None:

@@ -7,7 +7,26 @@ from dataclasses import dataclass
 
 from mobilec.errors import UsageError, did_you_mean
 from mobilec.export import to_coreai, to_coreml, to_onnx
+from mobilec.export.compress.schemes import W8A8, WEIGHT_SCHEMES, Scheme
 from mobilec.export.request import WriteRequest, Written
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A way to store fewer bits that a backend has.
+
+    Attributes:
+        precisions: of the rest that it goes with, the first by default. since: the oldest deployment target that reads
+            it, empty where there is no such choice.
+    """
+
+    scheme: Scheme
+    precisions: tuple[str, ...]
+    since: str = ""
+
+    def rest(self, precision: str) -> str:
+        """What is not compressed is stored so."""
+        return precision if precision in self.precisions else self.precisions[0]
 
 
 @dataclass(frozen=True)
@@ -23,6 +42,10 @@ class Writer:
             class labels into a classifier with probabilities (others keep labels in the manifest alone).
         deployment_targets: names of systems, empty where there is no such choice.
         write: writes the file. Raises ExportError.
+        int8: how ``--precision int8`` is stored, None without. compressions: of weights alone.
+        signed_activations / integer_bias: form of 8-bit numbers. many_tables_since: target that has several tables a
+            weight. deployment_default / at_least: the target where none is given, and whether one reads what another
+            does.
         takes_unsimplified: whether ``write`` can leave its simplifier out (``WriteRequest.simplify``).
     """
 
@@ -37,6 +60,13 @@ class Writer:
     deployment_targets: tuple[str, ...]
     write: Callable[[WriteRequest], Written]
     takes_unsimplified: bool = False
+    int8: Storage | None = None
+    compressions: tuple[Storage, ...] = ()
+    signed_activations: bool = False
+    integer_bias: bool = False
+    many_tables_since: str = ""
+    deployment_default: str = ""
+    at_least: Callable[[str, str], bool] = lambda target, since: True
 
     @property
     def default_precision(self) -> str:
@@ -48,7 +78,7 @@ WRITERS: tuple[Writer, ...] = (
         name="onnx",
         title="ONNX",
         model_file="model.onnx",
-        precisions=("fp32", "fp16"),
+        precisions=("fp32", "fp16", "int8"),
         packages=("onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime"),
         dynamic_batch=True,
         image_input=False,
@@ -56,12 +86,15 @@ WRITERS: tuple[Writer, ...] = (
         deployment_targets=(),
         write=to_onnx.write,
         takes_unsimplified=True,
+        int8=Storage(W8A8, ("fp32",)),
+        compressions=(Storage(WEIGHT_SCHEMES["int8"], ("fp32",)),),
+        integer_bias=True,
     ),
     Writer(
         name="coreml",
         title="Core ML",
         model_file="model.mlpackage",
-        precisions=("fp16", "fp32"),
+        precisions=("fp16", "fp32", "int8"),
         packages=("coremltools",),
         dynamic_batch=False,
         image_input=True,
@@ -69,6 +102,12 @@ WRITERS: tuple[Writer, ...] = (
         deployment_targets=to_coreml.DEPLOYMENT_TARGETS,
         write=to_coreml.write,
         takes_unsimplified=True,
+        int8=Storage(W8A8, ("fp16",), since="iOS17"),
+        compressions=tuple(Storage(scheme, ("fp16", "fp32"), since="iOS16") for scheme in WEIGHT_SCHEMES.values()),
+        signed_activations=True,
+        many_tables_since="iOS18",
+        deployment_default=to_coreml.DEFAULT_DEPLOYMENT_TARGET,
+        at_least=to_coreml.at_least,
     ),
     Writer(
         name="coreai",

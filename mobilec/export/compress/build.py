@@ -17,26 +17,10 @@ from torch.fx import Node
 from mobilec.export.compress.layers import Candidate
 from mobilec.export.compress.numbers import INT32_MAX, Affine, QuantisedWeight, quantise_weight
 from mobilec.export.compress.palettes import Palette, palettise
-from mobilec.export.compress.schemes import Scheme
+from mobilec.export.compress.schemes import Format, Scheme
 from mobilec.passes.graph import Editor
 
 _ops = torch.ops.quantized_decomposed
-
-
-@dataclass(frozen=True)
-class Format:
-    """How the file stores what the scheme leaves open.
-
-    Attributes:
-        half: scales and tables are halves. signed: activations are int8, else uint8.
-        integer_bias: biases are int32, in units of the products they are added to.
-        grouped: a weight may have several tables.
-    """
-
-    half: bool
-    signed: bool
-    integer_bias: bool
-    grouped: bool
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch.export import ExportedProgram
 from mobilec.errors import ExportError
 from mobilec.export.calibration import Calibration
 from mobilec.export.compress.activations import Tell, measure_ranges
-from mobilec.export.compress.build import Format, Stored, build, store_weight
+from mobilec.export.compress.build import Stored, build, store_weight
 from mobilec.export.compress.fidelity import Fidelity, compare
 from mobilec.export.compress.layers import Candidate, find_layers, kept
 from mobilec.export.compress.numbers import Affine, affine
 from mobilec.export.compress.palettes import Palette
 from mobilec.export.compress.running import Runner
-from mobilec.export.compress.schemes import Compression, Scheme
+from mobilec.export.compress.schemes import Compression, Format, Scheme
 from mobilec.export.compress.sensitivity import leave_out, measure_layers, some
 
 NAMED = "named with --keep"
@@ -42,15 +42,13 @@ class Compressed:
     notes: tuple[str, ...]
 
 
-def compress(
-    program: ExportedProgram, compression: Compression, form: Format, calibration: Calibration, tell: Tell
-) -> Compressed:
+def compress(program: ExportedProgram, compression: Compression, calibration: Calibration, tell: Tell) -> Compressed:
     """Measures, chooses and rewrites; the given program is left alone.
 
     Raises UsageError for a name in ``keep`` that no layer has, DataError when no image can be read, ExportError when
     there is nothing to compress or a limit cannot be met.
     """
-    scheme = compression.scheme
+    scheme, form = compression.scheme, compression.form
     layers = find_layers(program)
     if not layers:
         raise ExportError(f"nothing to compress: the model has no layers with weights of its own for {scheme.what}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BINS = 4096
+STEPS_A_VALUE = 16  # quantiles by which the density of weights is known, for each value of the table
 MOST_ROUNDS = 200
 GROUP = 16  # output channels that share a table, where the target takes more than one table a weight
 TABLE_SHARE = 1 / 8  # of the indices' bytes: tables of groups may take no more
@@ -63,9 +63,11 @@ def k_means(values: np.ndarray, count: int) -> np.ndarray:
     if len(distinct) <= count:
         return np.concatenate([distinct, np.full(count - len(distinct), distinct[-1])])
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    heights, edges = np.histogram(ordered, BINS)
-    mass = np.concatenate([[0.0], np.cumsum(np.cbrt(heights))])
-    table = np.interp((np.arange(count) + 0.5) / count * mass[-1], mass, edges)
+    steps = min(len(ordered) - 1, STEPS_A_VALUE * count)
+    quantiles = ordered[np.linspace(0, len(ordered) - 1, steps + 1).astype(int)]
+    # between neighbouring quantiles the density is 1 / gap, so its cube root times the gap is gap^(2/3)
+    mass = np.concatenate([[0.0], np.cumsum(np.diff(quantiles) ** (2 / 3))])
+    table = np.interp((np.arange(count) + 0.5) / count * mass[-1], mass, quantiles)
     for _ in range(MOST_ROUNDS):
         places = np.searchsorted(ordered, (table[:-1] + table[1:]) / 2)
         bounds = np.concatenate([[0], places, [len(ordered)]])

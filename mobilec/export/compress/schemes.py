@@ -35,20 +35,6 @@ WEIGHT_SCHEMES: dict[str, Scheme] = {
 
 
 @dataclass(frozen=True)
-class Compression:
-    """What the user asked for.
-
-    Attributes:
-        keep: names of layers that stay as they are.
-        limit: how near the outputs must stay; layers are left out, the most sensitive first, until they do.
-    """
-
-    scheme: Scheme
-    keep: tuple[str, ...] = ()
-    limit: Limit | None = None
-
-
-@dataclass(frozen=True)
 class Limit:
     """``psnr_db`` of the worst sample at least, or ``top1_agreement`` of 0 to 1 at least; the other is None."""
 
@@ -60,3 +46,34 @@ class Limit:
             return f"{self.psnr_db:g} dB"
         assert self.top1_agreement is not None
         return f"{100 * self.top1_agreement:g} % the same top-1 class"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the file stores what the scheme leaves open.
+
+    Attributes:
+        half: scales and tables are halves. signed: activations are int8, else uint8.
+        integer_bias: biases are int32, in units of the products they are added to.
+        grouped: a weight may have several tables.
+    """
+
+    half: bool
+    signed: bool
+    integer_bias: bool
+    grouped: bool
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What the user asked for.
+
+    Attributes:
+        keep: names of layers that stay as they are.
+        limit: how near the outputs must stay; layers are left out, the most sensitive first, until they do.
+    """
+
+    scheme: Scheme
+    form: Format
+    keep: tuple[str, ...] = ()
+    limit: Limit | None = None

@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 from mobilec.errors import ExportError
 from mobilec.export.calibration import Calibration
 from mobilec.export.compress.activations import Tell, readable, tensors_of
-from mobilec.export.compress.build import Format, Stored, build
+from mobilec.export.compress.build import Stored, build
 from mobilec.export.compress.fidelity import Fidelity, Tally, compare, worst_first
 from mobilec.export.compress.layers import Candidate
 from mobilec.export.compress.numbers import Affine, fake
 from mobilec.export.compress.running import Runner
-from mobilec.export.compress.schemes import Limit
+from mobilec.export.compress.schemes import Format, Limit
 
 SAMPLES = 16  # images at most: each is run once for every layer
 _TOLD = 10  # times a long stage says how far it is
