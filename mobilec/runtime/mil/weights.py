@@ -3,7 +3,8 @@
 The format (blob storage, version 2, apple/coremltools mlmodel/src/MILBlob/Blob/StorageFormat.hpp and
 BlobDataType.hpp): a header of 64 bytes (uint32 count of blobs, uint32 version = 2), then for each blob a record of 64
 bytes (uint32 sentinel 0xDEADBEEF, uint32 type, uint64 size in bytes, uint64 offset of the data, uint64 unused bits at
-the end of packed data) and right behind it its data, records at multiples of 64. A program names a blob by its record's offset.
+the end of packed data) and right behind it its data. Records lie at multiples of 64; a program names a blob by the
+offset of its record.
 """
 
 from __future__ import annotations
