@@ -73,7 +73,7 @@ class MilSession(Session):
             arrays[name] = _pixels(array, spec, feature) if feature.kind == "image" else array
         assert self.threads is not None
         with torch_threads(self.threads):
-            tensors = {name: torch.from_numpy(_writeable(array)) for name, array in arrays.items()}
+            tensors = {name: torch.from_numpy(_owned(array)) for name, array in arrays.items()}
             found = interpreter.run(tensors, self._states)
         return {spec.name: self._array(found[spec.name], spec) for spec in self.outputs}
 
@@ -117,9 +117,9 @@ def _pixels(array: np.ndarray, spec: InputSpec, feature: Feature) -> np.ndarray:
     return whole.astype(np.float32)
 
 
-def _writeable(array: np.ndarray) -> np.ndarray:
-    """torch warns of memory that it must not write to; strides below zero it does not take."""
-    return array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
+def _owned(array: np.ndarray) -> np.ndarray:
+    """In C order, since torch computes in another order where channels lie last, and not read-only, since it warns."""
+    return np.require(array, requirements=["C", "W"])
 
 
 def package_specs(model: MilModel) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
