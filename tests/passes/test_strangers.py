@@ -36,6 +36,7 @@ TRADES: dict[str, str] = {
     "block_channel_conv1d": "a band of zeros around the kernel, for a convolution without transposes",
     "spread_channel_gate": "a gate repeated over the map, for a product in the blocked layout",
     "lower_roll": "two slices and a concatenation, which the exporter would write out as well",
+    "fold_written_constants": "what forward filled in anew each time, stored",
     "fold_constants": "the table that was gathered from is smaller than what was gathered",
     "pool_by_depthwise": "a weight for each entry of a window, for a convolution that works on blocks",
     "pad_depthwise": "up to three channels of zeros, for a kernel that works on blocks",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from support import strangers_attention, strangers_conv, strangers_misc
+from support import strangers_attention, strangers_conv, strangers_misc, strangers_tokens, strangers_windows
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -43,6 +43,7 @@ def _image(channels: int = 3, height: int = 32, width: int = 32, batch: int = 1)
 
 
 _conv, _attention, _misc = strangers_conv, strangers_attention, strangers_misc
+_tokens, _windows = strangers_tokens, strangers_windows
 
 STRANGERS: dict[str, Stranger] = {
     # convolutional classifiers
@@ -86,12 +87,23 @@ STRANGERS: dict[str, Stranger] = {
     "poolformer": Stranger(_attention.poolformer, _image()),
     "mlp-mixer": Stranger(_attention.mixer, _image()),
     "gmlp": Stranger(_attention.gated_mlp, _image()),
+    "swin, mask filled in forward": Stranger(_windows.swin_filled_mask, _image(3, 36, 44)),
+    "swin v2": Stranger(_windows.swin_v2, _image(3, 32, 48, 2)),
+    "twins": Stranger(_windows.twins, _image(3, 32, 48)),
+    "involution": Stranger(_windows.involution, _image(3, 32, 24)),
+    "detr": Stranger(_tokens.detr, _image(3, 32, 48)),
+    "causal decoder": Stranger(_tokens.causal_decoder, ((2, 10, 16),)),
+    "rotary positions": Stranger(_tokens.rotary, _image()),
+    "levit": Stranger(_tokens.levit, _image()),
+    "conditional convolution": Stranger(_tokens.conditional_conv, _image(3, 32, 24), 1),
     # dense prediction
     "unet": Stranger(_misc.unet, _image(3, 32, 48)),
     "unet, odd factors": Stranger(_misc.unet_odd, _image(3, 33, 47), dynamic=False),
     "fpn detector": Stranger(_misc.fpn, _image(3, 64, 48), shares_weights=True),
     "pixel shuffle": Stranger(_misc.super_resolution, _image(1, 16, 20)),
     "segmenter": Stranger(_misc.segmenter, _image(3, 33, 40), dynamic=False),
+    "transposed convolutions": Stranger(_misc.transposed, _image(3, 32, 24)),
+    "ssd": Stranger(_misc.ssd, _image(3, 32, 48)),
     "yolo": Stranger(_misc.yolo, _image(3, 64, 64)),
     # habits
     "shared everything": Stranger(_misc.SharedEverything, _image(3, 16, 12, 2), 2, shares_weights=True),

@@ -138,6 +138,47 @@ def yolo() -> nn.Module:
     return YOLO()
 
 
+class Transposed(nn.Module):
+    """A generator's tail: transposed convolutions with norms, groups, output padding and dilation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8, 3, 4)
+        self.first, self.norm1 = nn.ConvTranspose2d(8, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1, groups=4), nn.BatchNorm2d(4)
+        self.last = nn.ConvTranspose2d(4, 2, 2, 1, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.elu(self.norm1(self.first(F.relu(self.stem(x)))))
+        return torch.tanh(self.last(self.norm2(self.second(x)) * 2.0))
+
+
+def transposed() -> nn.Module:
+    return Transposed()
+
+
+class SSD(nn.Module):
+    """Detection heads on two maps: permuted, viewed as rows of classes or coordinates, put together."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes, self.near, self.far = classes, conv_bn(3, 8, 3, 4), conv_bn(8, 8, 3, 2)
+        self.scores = nn.ModuleList([nn.Conv2d(8, 6 * classes, 3, padding=1), nn.Conv2d(8, 4 * classes, 3, padding=1)])
+        self.places = nn.ModuleList([nn.Conv2d(8, 24, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        near = F.relu6(self.near(x))
+        scores, places = [], []
+        for y, score, place in zip((near, F.relu6(self.far(near))), self.scores, self.places, strict=True):
+            scores.append(score(y).permute(0, 2, 3, 1).contiguous().view(x.size(0), -1, self.classes))
+            places.append(place(y).permute(0, 2, 3, 1).contiguous().view(x.size(0), -1, 4))
+        return torch.cat(scores, 1).softmax(-1), torch.cat(places, 1)
+
+
+def ssd() -> nn.Module:
+    return SSD(3)
+
+
 class SharedEverything(nn.Module):
     """One convolution, norm and scale used on three scales of an image; in-place normalisation of the input."""
 

@@ -21,6 +21,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.spellings import SLICES, SPLITS, UNBIND
 
 _aten = torch.ops.aten
 SWAPS = (_aten.transpose.int, _aten.swapaxes.default, _aten.swapdims.default)
@@ -38,14 +39,8 @@ RESHAPES = (
     _aten.contiguous.default,
     _aten.alias.default,
 )
-SPLITS = (
-    _aten.split.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.chunk.default,
-    _aten.tensor_split.sections,
-    _aten.unbind.int,
-)
-_SLICES = (_aten.select.int, _aten.narrow.default, _aten.slice.Tensor)
+_SPLITS = (*SPLITS, UNBIND)
+_SLICES = (*SLICES, _aten.select.int)
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def moved_from(node: object) -> Node | None:
         return None
     if node.target is operator.getitem:
         split = node.args[0]
-        return split.args[0] if isinstance(split, Node) and split.target in SPLITS else None  # type: ignore[return-value]
+        return split.args[0] if isinstance(split, Node) and split.target in _SPLITS else None  # type: ignore[return-value]
     if node.target in SWAPS + MATRIX_TRANSPOSES + PERMUTES + RESHAPES + _SLICES or node.target is _aten.movedim.int:
         return node.args[0] if isinstance(node.args[0], Node) else None
     return None
@@ -234,7 +229,7 @@ def _part_of_split(editor: Editor, view: View, node: Node, split: Node) -> View 
     index = node.args[1]
     if not isinstance(index, int):
         return None
-    if split.target is _aten.unbind.int:
+    if split.target is UNBIND:
         return _cut(editor, view, axis, index, 1, 1, drop=True)
     sizes = [value.shape[axis] for value in split.meta["val"]]
     if not all(isinstance(size, int) for size in sizes):

@@ -115,6 +115,13 @@ def spelling_of(editor: Editor, node: Node) -> Reshape | Permute | None:
     return None
 
 
+def repeat_mover(editor: Editor, call: Node, source: Node) -> Node:
+    """The call of a mover on another tensor of the same shape."""
+    args = call.args[1:] if call.args else ()
+    kwargs = {name: value for name, value in call.kwargs.items() if name != "self"}
+    return editor.call(call.target, source, *args, origin=call, **kwargs)  # type: ignore[arg-type]
+
+
 def emit(editor: Editor, source: Node, spelling: Spelling, *, origin: Node) -> Node:
     """Adds the calls; gives back the source where there are none."""
     for step in spelling:

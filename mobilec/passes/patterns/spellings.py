@@ -13,6 +13,7 @@ from mobilec.passes.graph import Editor
 
 _aten = torch.ops.aten
 SLICES = (_aten.slice.Tensor, _aten.narrow.default)
+# Into parts that keep the axis; unbind takes it away.
 SPLITS = (
     _aten.split_with_sizes.default,
     _aten.split.Tensor,
@@ -21,6 +22,7 @@ SPLITS = (
     _aten.tensor_split.sections,
     _aten.tensor_split.indices,
 )
+UNBIND = _aten.unbind.int
 CONCATENATIONS = (_aten.cat.default, _aten.concat.default, _aten.concatenate.default)
 
 

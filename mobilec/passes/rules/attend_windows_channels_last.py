@@ -24,6 +24,7 @@ from torch.fx import Node
 from mobilec.passes.graph import Editor
 from mobilec.passes.patterns.movement import Movement, Permute, shape_of, spell
 from mobilec.passes.patterns.movers import emit_movement, is_mover, movers_of, spelling_of
+from mobilec.passes.patterns.spellings import SPLITS
 from mobilec.passes.patterns.windows import (
     BATCH,
     CHANNELS,
@@ -49,7 +50,6 @@ _ELEMENTWISE = (
     _aten.hardswish.default,
     _aten.relu6.default,
 )
-_SPLITS = (_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default)
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
@@ -119,7 +119,7 @@ def _channels_last(editor: Editor, source: Node, origin: Node) -> Node:
         positional = [value for name, value in arguments.items() if not _is_keyword_only(source, name)]
         keywords = {name: value for name, value in arguments.items() if _is_keyword_only(source, name)}
         return editor.call(source.target, inner, *positional, origin=source, **keywords)  # type: ignore[arg-type]
-    if source.target is operator.getitem and isinstance(source.args[0], Node) and source.args[0].target in _SPLITS:
+    if source.target is operator.getitem and isinstance(source.args[0], Node) and source.args[0].target in SPLITS:
         call = source.args[0]
         arguments = editor.arguments(call)
         if arguments["dim"] % 4 == CHANNELS and not is_mover(arguments["self"]):

@@ -57,6 +57,8 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
         if not isinstance(step.target, OpOverload) or not _is_fixed(editor, step):
             return Refused("its size is dynamic, or it is part of a list")
         others = [source for source in step.all_input_nodes if source not in sharing]
+        if not all(editor.is_tensor(source) for source in others):
+            return Refused("its size is dynamic, or it is part of a list")
         if step is not node and not all(editor.is_constant(source) for source in others):
             return Refused("it is filled with what is computed from an input")
     read = [step for step in steps if any(user not in sharing for user in step.users)]
@@ -82,8 +84,10 @@ def rewrite(editor: Editor, match: Match) -> tuple[Node | None, ...]:
         if source in values:
             return values[source]
         constant = editor.constant(source)
-        # of anything else only the shape counts
-        return constant if constant is not None else torch.empty(source.meta["val"].shape, dtype=editor.dtype(source))
+        if constant is not None:
+            return constant
+        sizes = source.meta["val"].shape  # of anything else only shape and type count; new_zeros looks at the type only
+        return torch.empty(sizes if all(isinstance(size, int) for size in sizes) else 0, dtype=editor.dtype(source))
 
     with torch.no_grad():
         for step in found.steps:

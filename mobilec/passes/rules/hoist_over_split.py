@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.patterns.axis_views import SPLITS
+from mobilec.passes.patterns.spellings import SPLITS, UNBIND
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten
@@ -103,7 +103,7 @@ def rewrite(editor: Editor, match: Match) -> tuple[Node, ...]:
 RULE = Rule(
     name="hoist_over_split",
     summary="the same activation on every part of a split done once before it",
-    anchors=SPLITS,
+    anchors=(*SPLITS, UNBIND),
     match=match,
     rewrite=rewrite,
     budget=RESPELLED_FLOAT32,

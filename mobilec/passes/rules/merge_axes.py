@@ -28,6 +28,7 @@ from mobilec.passes.graph import Editor
 from mobilec.passes.patterns.elementwise import BINARY, SCALAR, UNARY
 from mobilec.passes.patterns.movement import Extent, product, shape_of, sizes_of
 from mobilec.passes.patterns.movers import is_mover, movers_of
+from mobilec.passes.patterns.spellings import SPLITS, UNBIND
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten
@@ -36,7 +37,7 @@ _LINEAR = _aten.linear.default
 _MATMUL = _aten.matmul.default
 _SOFTMAX = _aten.softmax.int
 _REDUCTIONS = (_aten.sum.dim_IntList, _aten.mean.dim, _aten.amax.default, _aten.amin.default)
-_SPLITS = (_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default, _aten.unbind.int)
+_SPLITS = (*SPLITS, UNBIND)
 _ALONG_ONE = (_SOFTMAX, _aten.slice.Tensor, _aten.select.int, *_SPLITS)
 
 

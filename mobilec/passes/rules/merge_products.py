@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
-from mobilec.passes.patterns.movers import follow, is_mover, moved_tensor, start
+from mobilec.passes.patterns.movers import follow, is_mover, moved_tensor, repeat_mover, start
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Rule
 
 _aten = torch.ops.aten
@@ -101,19 +101,12 @@ def rewrite(editor: Editor, match: Match) -> Node:
     node, found = match.replaced[0], match.facts
     factor = editor.call(_aten.add.Tensor, found.first, found.second, origin=node)
     if found.transposed is not None:
-        factor = _again(editor, found.transposed, factor)
+        factor = repeat_mover(editor, found.transposed, factor)
     factors = (found.shared, factor) if found.shared_first else (factor, found.shared)
     result = editor.call(MATMUL, *factors, origin=node)
     for call in found.chain:
-        result = _again(editor, call, result)
+        result = repeat_mover(editor, call, result)
     return result
-
-
-def _again(editor: Editor, call: Node, source: Node) -> Node:
-    """The call of a mover on another tensor of the same shape."""
-    args = call.args[1:] if call.args else ()
-    kwargs = {name: value for name, value in call.kwargs.items() if name != "self"}
-    return editor.call(call.target, source, *args, origin=call, **kwargs)  # type: ignore[arg-type]
 
 
 RULE = Rule(

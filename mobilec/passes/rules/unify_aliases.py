@@ -18,6 +18,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.movement import shape_of, sizes_of
 from mobilec.passes.rule import EXACT, Match, Rule
 
 _aten = torch.ops.aten
@@ -48,6 +49,8 @@ _SAME_ARGUMENTS: dict[Any, Any] = {
     _aten.view.default: _aten.reshape.default,
     _aten._unsafe_view.default: _aten.reshape.default,
 }
+# The second tensor only gives the shape, but stays alive for it.
+_SHAPED = (_aten.reshape_as.default, _aten.view_as.default)
 # Swaps the last two axes.
 _TURNED = (_aten.t.default, _aten.numpy_T.default, _aten.mT.default)
 
@@ -56,6 +59,10 @@ def match(editor: Editor, node: Node) -> Match | None:
     if node.target in _TURNED:
         rank = len(editor.shape(node))
         return Match((node,)) if rank == 2 or (rank > 2 and node.target == _aten.mT.default) else None
+    if node.target in _SHAPED:
+        shape = shape_of(node.meta["val"].shape)
+        sizes = None if shape is None else sizes_of(shape)
+        return None if sizes is None else Match((node,), sizes)
     return Match((node,))
 
 
@@ -63,6 +70,8 @@ def rewrite(editor: Editor, match: Match) -> Node:
     (node,) = match.replaced
     if node.target in _TURNED:
         return editor.call(_aten.transpose.int, node.args[0], -2, -1, origin=node)
+    if node.target in _SHAPED:
+        return editor.call(_aten.reshape.default, node.args[0], match.facts, origin=node)
     op = _SAME_ARGUMENTS[node.target]
     values = editor.arguments(node).values()
     positional, named = [], {}
@@ -77,7 +86,7 @@ def rewrite(editor: Editor, match: Match) -> Node:
 RULE = Rule(
     name="unify_aliases",
     summary="operators that have several names by one of them",
-    anchors=(*_SAME_ARGUMENTS, *_TURNED),
+    anchors=(*_SAME_ARGUMENTS, *_SHAPED, *_TURNED),
     match=match,
     rewrite=rewrite,
     budget=EXACT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -131,6 +133,55 @@ class OtherAxis(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.linear(x))
+
+
+class Moved(nn.Module):
+    """A norm behind movers: over tokens as one axis, or over channels brought to axis 1."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.norm, self.move = layer, norm, move
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.move(self.layer(x)))
+
+
+def shuffled(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(x.shape[0], 2, 3, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+MOVED: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
+    "tokens": (Moved(nn.Linear(4, 6), nn.BatchNorm1d(6), lambda x: x.flatten(0, 1)), (2, 5, 4), 1),
+    "turned": (Moved(nn.Linear(4, 6), nn.BatchNorm1d(6), lambda x: x.transpose(1, 2)), (2, 5, 4), 1),
+    "map": (Moved(nn.Conv2d(3, 6, 1), nn.BatchNorm1d(6), lambda x: x.flatten(2)), (2, 3, 4, 5), 1),
+    "turned away": (Moved(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(4), lambda x: x.permute(0, 2, 1, 3)), (2, 3, 4, 5), 0),
+    "shuffled": (Moved(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), shuffled), (2, 3, 4, 5), 0),
+    "heads": (Moved(nn.Linear(4, 6), nn.BatchNorm1d(3), lambda x: x.reshape(-1, 3, 10)), (2, 5, 4), 0),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_folds_through_movers_that_keep_the_channels_together(case: str) -> None:
+    module, shape, count = MOVED[case]
+    outcome = apply(lively(module), inputs(shape), "unify_aliases", RULE)
+    assert outcome.ops["batch_norm"] == 1 - count
+    assert outcome.gap < FLOAT64_GAP
+
+
+def test_folds_what_keeps_its_shape_by_another() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            return self.norm(y.flatten(0, 1)).reshape_as(y)
+
+    checks = [inputs((count, 5, 4)) for count in (2, 3)]
+    outcome = apply(lively(Tokens()), checks[0], "unify_aliases", RULE, dynamic_batch=True, check=checks)
+    assert outcome.ops["batch_norm"] == 0
+    assert outcome.gap < FLOAT64_GAP
 
 
 class ComputedWeight(nn.Module):

@@ -108,6 +108,19 @@ def test_refuses(formula: Callable[[nn.Module, Tensor], Tensor], reason: str) ->
     assert outcome.gap == 0.0
 
 
+def test_an_open_batch_that_only_gives_the_type() -> None:
+    checks = [inputs((count, 4, 4)) for count in (6, 12)]
+
+    def formula(module: nn.Module, x: Tensor) -> Tensor:
+        line = x.new_zeros(4)
+        line[1:] = 3.0
+        return x * line
+
+    outcome = apply(Written(formula), checks[0], RULE, dynamic_batch=True, check=checks)
+    assert outcome.rewritten == 1
+    assert outcome.gap == 0.0
+
+
 def test_refuses_an_open_batch() -> None:
     checks = [inputs((count, 4, 4)) for count in (2, 3)]
     outcome = apply(Written(like_an_input), checks[0], RULE, dynamic_batch=True, check=checks)

@@ -44,6 +44,8 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "t": (torch.t, "transpose"),
     "T": (lambda x: x.T, "transpose"),
     "mT": (lambda x: x[None].mT, "transpose"),
+    "reshape_as": (lambda x: x.flatten().reshape_as(x), "reshape"),
+    "view_as": (lambda x: x.flatten().view_as(x), "reshape"),
     "view": (lambda x: x.view(-1, 2, 2), "reshape"),
 }
 
