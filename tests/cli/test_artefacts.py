@@ -190,6 +190,81 @@ def test_a_missing_image_is_an_error(run: Callable, tiny: Path) -> None:
     assert "nowhere.png" in done.document["error"]["message"]
 
 
+def test_several_artefacts_in_one_document(run: Callable, tiny: Path, copy: Path, tmp_path: Path) -> None:
+    data = _pictures(tmp_path / "data")
+    _damage(copy, 1.01)
+    done = run("validate", tiny, copy, "--data", data, "--json")
+    assert done.code == 3
+    document = done.document
+    assert [each["passed"] for each in document["artefacts"]] == [True, False]
+    assert document["passed"] is False
+    assert [line["agreement"] is None for line in document["standings"]] == [True, False, False]
+    shown = run("validate", tiny, copy, "--data", data)
+    assert shown.code == 3
+    assert shown.stdout.splitlines()[-1] == "FAILED"
+    assert "Accuracy on 10 images" in shown.stdout
+    assert sum(line.startswith("reference ") and " on reference" in line for line in shown.stdout.splitlines()) == 1
+    assert "--min-psnr" in shown.stdout
+    assert "copy failed" in shown.stderr
+
+
+def test_artefacts_and_images_are_told_apart(run: Callable, tiny: Path, copy: Path, tmp_path: Path) -> None:
+    images = sorted(_pictures(tmp_path / "data").rglob("*.png"))
+    document = run("validate", tiny, copy, "--images", *images, "--json").document
+    assert [len(each["rows"]) for each in document["artefacts"]] == [10, 10]
+
+
+def test_a_bare_file_against_a_model(run: Callable, tiny: Path, net: Path) -> None:
+    done = run("validate", tiny / "model.onnx", "--against", f"{net}:make")
+    assert done.code == 0, done.stderr
+    assert "in PyTorch, weights as the module had them" in " ".join(done.stdout.split())
+    assert "mobilec profile" not in done.stdout
+    done = run("validate", tiny / "model.onnx", "--json")
+    assert done.code == 2
+    assert "bare file" in done.document["error"]["message"]
+
+
+def test_the_levels_that_would_pass_do(run: Callable, copy: Path) -> None:
+    _damage(copy, 1.05)
+    words = next(line for line in run("validate", copy).stdout.splitlines() if line.startswith("Tolerance that")).split(
+        "(or "
+    )
+    levels = words[1].rstrip(")").split()
+    done = run("validate", copy, *levels)
+    assert done.code == 0, done.stdout
+    assert "PSNR in dB" in done.stdout
+    assert "absolute tolerance" not in done.stdout
+
+
+def test_a_pass_that_is_interrupted_says_how_to_go_on(
+    run: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobilec.runtime import validate as module
+
+    words = ("validate", tiny, "--data", _pictures(tmp_path / "data"), "--resume", tmp_path / "state.json")
+    whole = run(*words[:-2], "--json").document
+    real = module._tell
+
+    def stop(progress: object, before: int, total: int, done: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_tell", stop)
+    done = run(*words)
+    assert done.code == 130
+    assert f"how far it came stands in {tmp_path / 'state.json'}" in done.stderr
+    monkeypatch.setattr(module, "_tell", real)
+    assert run(*words, "--json").document == whole
+
+
+def test_options_of_validate_that_do_not_go_together(run: Callable, tiny: Path) -> None:
+    for options in (("--resume", "state.json"), ("--checkpoint", "x.pth"), ("--accumulate", "fp16")):
+        assert run("validate", tiny, *options, "--json").code == 2
+    done = run("validate", tiny, "--min-top1", "98", "--json")
+    assert done.code == 2
+    assert "98 % is 0.98" in done.document["error"]["hint"]
+
+
 # --- profile --------------------------------------------------------------------------------------------------------
 
 

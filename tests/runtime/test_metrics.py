@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -177,3 +178,40 @@ def test_wilson_interval_holds_the_share(total: int, data: st.DataObject) -> Non
     count = data.draw(st.integers(0, total))
     low, high = m.wilson_interval(count, total)
     assert 0 <= low <= count / total <= high <= 1
+
+
+SCORES = np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.25, 0.0])
+
+
+def _kl(b: np.ndarray, a: np.ndarray) -> float:
+    return m.kl_divergence(m.log_softmax(b), m.log_softmax(a))
+
+
+METRICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], float]] = {
+    "largest error": (lambda b, a: m.measure(b, a).max_abs, 0.01),
+    "mean error": (lambda b, a: m.measure(b, a).mean_abs, 0.01),
+    "median error": (lambda b, a: m.measure(b, a).p50_abs, 0.01),
+    "99 % quantile": (lambda b, a: m.measure(b, a).p99_abs, 0.01),
+    "relative error": (lambda b, a: m.measure(b, a).max_relative, 0.02),
+    "error over the peak": (lambda b, a: m.measure(b, a).peak_relative, 0.01),
+    "PSNR": (lambda b, a: -m.psnr_db(b, a), -40.0),
+    "SNR": (lambda b, a: -m.snr_db(b, a), -40.0),
+    "cosine": (lambda b, a: 1 - m.cosine(b, a), 0.001),
+    "KL": (_kl, 1e-4),
+    "top-1": (lambda b, a: float(m.top_k(b, 1)[0] != m.top_k(a, 1)[0]), 0.0),
+    "top-5": (lambda b, a: float(m.top_k(b, 1)[0] not in m.top_k(a, 5)), 0.0),
+    "agreement": (lambda b, a: 0.5 - m.rate(int(m.top_k(b, 1)[0] == m.top_k(a, 1)[0]), 1).low, 0.5 - 0.2),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_passes_a_small_error_and_fails_scores_in_the_wrong_order(name: str) -> None:
+    metric, limit = METRICS[name]
+    noise = 1e-3 * np.array([1, -1, 1, -1, 1, -1, 1])
+    assert metric(SCORES, SCORES + noise) <= limit
+    assert metric(SCORES, SCORES[::-1]) > limit
+
+
+def test_rounding_down_never_goes_above() -> None:
+    assert [m.round_down(value, 1) for value in (38.29, 38.2, 0.0)] == [38.2, 38.2, 0.0]
+    assert m.round_down(0.99919999, 4) == 0.9991
