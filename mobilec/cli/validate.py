@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         "Reference": ("against", "checkpoint", "num_classes"),
         "Images": ("images", "data", "limit", "resume"),
         "Limits, to the letter": ("atol", "rtol", "min_psnr", "min_cosine", "min_top1"),
+        "Where it goes wrong": ("check_stages", "bisect", "rule_files", "save_arrays"),
         "Running": ("threads", "interpreter", "accumulate"),
         "Result": ("save",),
     },
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         "mobilec validate model.mlpackage --against shvit_s1 --checkpoint shvit_s1.pth",
         "mobilec validate small.onnx --against large.onnx --min-psnr 30 --min-top1 0.98",
         "mobilec validate shvit_s1-onnx --data val.csv --resume pass.json",
+        "mobilec validate shvit_s1-coreml --bisect",
     ),
 )
 @click.command("validate", cls=Verb, short_help="Check artefacts against their references, on images.")
@@ -66,6 +68,24 @@ if TYPE_CHECKING:
     metavar="SHARE",
     help="Least share of images with the same top-1 class.  [default: all but ties]",
 )
+@click.option(
+    "--stages",
+    "check_stages",
+    is_flag=True,
+    help="Instead: every stage from the PyTorch model to the running file, made again, and the first that fails.",
+)
+@click.option(
+    "--bisect", is_flag=True, help="The same, and the first op that is wrong, with its module and source line."
+)
+@click.option(
+    "--rules",
+    "rule_files",
+    type=FOLDER,
+    multiple=True,
+    metavar="FILE.py",
+    help="Rules of your own that the export ran. The file is executed.",
+)
+@click.option("--save-arrays", type=FOLDER, metavar="DIR", help="Also write the tensors of wrong ops, as .npz.")
 @click.option("--threads", type=COUNT, metavar="N", help="Threads of all sides.  [default: all cores]")
 @click.option("--interpreter", is_flag=True, help="Run Core ML files in the interpreter on macOS too.")
 @click.option(
@@ -93,6 +113,10 @@ def command(
     min_psnr: float | None,
     min_cosine: float | None,
     min_top1: float | None,
+    check_stages: bool,
+    bisect: bool,
+    rule_files: tuple[Path, ...],
+    save_arrays: Path | None,
     threads: int | None,
     interpreter: bool,
     accumulate: str,
@@ -113,6 +137,21 @@ def command(
     for path in (save, resume):
         if path is not None:
             check_writable(path)
+    if check_stages or bisect:
+        _refuse_beside_stages(against=against, data=data, limit=limit, resume=resume)
+        from mobilec.cli.stages import run
+
+        run(
+            state,
+            tested,
+            pictures,
+            bisect=bisect,
+            rule_files=rule_files,
+            save_arrays=save_arrays if bisect else None,
+            threads=threads,
+            save=save,
+        )
+        return
     with stages(state, "loading") as progress, noise_to_stderr():
         from mobilec.runtime.validate import validate_all
 
@@ -148,6 +187,13 @@ def command(
     if save is not None:
         write_document(save, state, document)
     result.raise_if_failed()
+
+
+def _refuse_beside_stages(**options: object) -> None:
+    """Options that ask for another comparison than that of the stages."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} does not go with --stages and --bisect, which compare the stages")
 
 
 def _told_apart(words: Sequence[str], images: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

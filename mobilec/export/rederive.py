@@ -12,7 +12,7 @@ from mobilec.export.adapt import append_softmax, image_scaling, scale_input
 from mobilec.export.manifest import InputSpec, Manifest
 from mobilec.export.plan import chosen_rules
 from mobilec.export.request import WriteRequest
-from mobilec.export.writers import Writer, find_writer
+from mobilec.export.writers import find_writer
 from mobilec.mobile.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def steps_of(manifest: Manifest) -> tuple[str, ...]:
     """Which files ``write_again`` can write for an artefact, in order."""
     writer = find_writer(manifest.backend)
     steps = ("written", "simplified") if writer.takes_unsimplified else ()
-    return (*steps, "converted") if manifest.precision != "fp32" or not steps else steps
+    lossy = manifest.precision != "fp32" or bool(manifest.options.get("compress"))
+    return (*steps, "converted") if lossy or not steps else steps
 
 
 def write_again(program: ExportedProgram, manifest: Manifest, step: str, folder: Path) -> Fresh:
@@ -123,7 +124,7 @@ def write_again(program: ExportedProgram, manifest: Manifest, step: str, folder:
     Raises ExportError, also where the export took options that stand in no manifest (calibration images).
     """
     writer = find_writer(manifest.backend)
-    unknown = _not_repeatable(manifest, writer)
+    unknown = _not_repeatable(manifest)
     if step == "converted" and unknown:
         raise ExportError(unknown)
     place = folder / step
@@ -141,6 +142,7 @@ def write_again(program: ExportedProgram, manifest: Manifest, step: str, folder:
         description="",
         facts={"model": manifest.model},
         progress=lambda stage: None,
+        keep_fp32=_kept(manifest) if step == "converted" else frozenset(),
     )
     if step == "written":
         request = replace(request, simplify=False)
@@ -148,11 +150,16 @@ def write_again(program: ExportedProgram, manifest: Manifest, step: str, folder:
     return Fresh(step, place / writer.model_file)
 
 
-def _not_repeatable(manifest: Manifest, writer: Writer) -> str:
+def _kept(manifest: Manifest) -> frozenset[str]:
+    """Names of the nodes that the export kept in float32."""
+    kept = (manifest.options.get("keep_fp32") or {}).get("kept") or ()
+    return frozenset(entry["node"] for entry in kept)
+
+
+def _not_repeatable(manifest: Manifest) -> str:
     """Why the last step cannot be done again from the manifest alone; empty where it can."""
     if manifest.precision not in ("fp16", "fp32"):
         return f"{manifest.precision} was calibrated on images that the manifest does not hold"
-    for option in ("compress", "keep_fp32", "kept_fp32"):
-        if manifest.options.get(option):
-            return f"it was exported with {option}, which only the export itself repeats"
+    if manifest.options.get("compress"):
+        return "weights were compressed, which only the export itself repeats"
     return ""

@@ -144,7 +144,7 @@ class Bisection:
 
 
 def sentence(wrong: WrongOp) -> str:
-    """``Conv `node_conv2d_17` (blocks.2.mixer.proj, shvit.py:88): its constant ... differs; output off by 3e-4 ...``."""
+    """``first wrong op: Conv `node_conv2d_17` (blocks.2.proj, shvit.py:88): its constant ... differs; output off by ...``."""
     op = wrong.op
     place = ", ".join(part for part in (op.module, op.source) if part)
     cause = "; ".join((*wrong.differences, _effect(wrong)))
@@ -408,7 +408,8 @@ def _wrong_rule(
 
     suspected = climb.stages.failing == "rewritten" or any(pair.stage == "rewritten" and pair.wrong for pair in pairs)
     ran = any(rung.name == "rewritten" for rung in climb.rungs)
-    if not ran or not (suspected or not climb.manifest.proof):
+    unproven = not climb.manifest.proof and not any(pair.wrong for pair in pairs)
+    if not ran or not (suspected or unproven):
         return ""
     tell("proving the rewrites")
     opened = as_artifact(artifact, verify=False)

@@ -51,12 +51,12 @@ class Rung:
 class Ladder:
     """``rungs`` in order, those that cannot be run among them; ``inputs``: of the captured program.
 
-    ``same_tools``: the versions that wrote the artefact are the installed ones, so that writing again gives its bytes.
+    ``repeated``: the file was written anew by the versions that wrote the artefact's, so that both should be the same.
     """
 
     rungs: tuple[Rung, ...]
     inputs: tuple[TensorSpec, ...]
-    same_tools: bool
+    repeated: bool
     notes: tuple[str, ...]
 
 
@@ -78,6 +78,7 @@ def climb(
     artifact: Artifact, scratch: Path, rule_files: Sequence[str | Path], threads: int | None, tell: Tell
 ) -> Ladder:
     """Make every stage that can be made again. Raises ArtifactError, BackendUnavailable, UsageError."""
+    from mobilec.export.rederive import steps_of
     from mobilec.runtime.program_file import read_program
     from mobilec.runtime.program_session import program_specs
 
@@ -88,11 +89,13 @@ def climb(
     notes: list[str] = []
     rungs = [_torch(manifest, inputs, tell), _graph_rung("captured", "the captured program", "captured", _fx(program))]
     rungs += _rewritten(program, manifest, scratch, rule_files, notes, tell)
-    rungs += _shipped(artifact, threads, tell)
+    before = next(rung for rung in reversed(rungs) if not rung.not_run)
+    anew = before.name == steps_of(manifest)[-1]
+    rungs += _shipped(artifact, before.name, anew, threads, tell)
     changed = _changed_tools(manifest)
     if changed:
         notes.append(f"written by other versions than these ({changed}): a new file may differ from it by rounding")
-    return Ladder(tuple(rungs), inputs, not changed, tuple(notes))
+    return Ladder(tuple(rungs), inputs, anew and not changed, tuple(notes))
 
 
 def _missing(name: str, title: str, why: str) -> Rung:
@@ -232,16 +235,22 @@ def file_graph(path: Path, manifest: Manifest, storage: str = "fp32") -> Callabl
     return {"onnx": opened_onnx, "coreml": opened_mil}.get(manifest.backend)
 
 
-def _shipped(artifact: Artifact, threads: int | None, tell: Tell) -> list[Rung]:
-    """The file of the artefact: op by op as it stands, and as its engine runs it."""
+def _shipped(artifact: Artifact, before: str, anew: bool, threads: int | None, tell: Tell) -> list[Rung]:
+    """The file of the artefact: op by op as it stands, and as its engine runs it.
+
+    Args:
+        before: the last stage that could be made. anew: that is the file itself, written once more.
+    """
     from mobilec.runtime.load import load
 
     manifest = artifact.manifest
+    half = manifest.precision != "fp32" or bool(manifest.options.get("compress"))
     rungs = []
     graph = file_graph(artifact.model_path, manifest)
     if graph is not None:
         how = "op by op in fp32" if manifest.backend == "coreml" else "op by op"
-        rungs.append(_graph_rung("file", f"{manifest.model_file}, {how}", "file", graph))
+        link = {"half": half and not anew, "rewritten": before == "captured"}
+        rungs.append(_graph_rung("file", f"{manifest.model_file}, {how}", "file", graph, **link))
     tell("loading the file")
     try:
         session = load(artifact, threads=threads, verify=False)
@@ -254,7 +263,6 @@ def _shipped(artifact: Artifact, threads: int | None, tell: Tell) -> list[Rung]:
         return [results[spec.name] for spec in manifest.outputs]
 
     opened = file_graph(artifact.model_path, manifest, "declared") if manifest.backend == "coreml" else None
-    half = manifest.precision != "fp32"
     return [*rungs, Rung("runtime", f"{manifest.model_file} in {session.backend}", "file", outputs, opened, half=half)]
 
 

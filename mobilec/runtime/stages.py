@@ -160,7 +160,7 @@ def climb_and_compare(
     ladder = climb(artifact, scratch, rule_files, threads, tell)
     rungs = [rung for rung in ladder.rungs if not rung.not_run]
     feeder = make_feeder(manifest.inputs, captured_inputs(manifest.inputs, ladder.inputs))
-    policies = _policies(manifest, same_tools=ladder.same_tools)
+    policies = _policies(manifest, repeated=ladder.repeated)
     first = next(rung for rung in rungs if rung.name == "captured")
     pairs: dict[str, tuple[str, Comparison]] = {}
     from_captured: dict[str, Comparison] = {}
@@ -199,7 +199,7 @@ def climb_and_compare(
     return Climb(stages, tuple(rungs), worst, manifest)
 
 
-def _policies(manifest: Manifest, *, same_tools: bool) -> dict[str, tuple[Policy, Policy]]:
+def _policies(manifest: Manifest, *, repeated: bool) -> dict[str, tuple[Policy, Policy]]:
     """Limits of each stage against the one before it and against the captured program."""
     approximate = bool(approximations_of(manifest))
     exact = policy_for("fp32")
@@ -213,7 +213,7 @@ def _policies(manifest: Manifest, *, same_tools: bool) -> dict[str, tuple[Policy
         "written": (exact, single),
         "simplified": (exact, single),
         "converted": (whole, whole),
-        "file": (exact if same_tools else whole, whole),
+        "file": (exact if repeated else whole, whole),
         "runtime": (arithmetic, whole),
     }
 

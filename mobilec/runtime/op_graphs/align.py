@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from mobilec.runtime.op_graphs.graph import Cursor, Feeds, Op, OpGraph, values_of
-from mobilec.runtime.op_graphs.sketch import Sketch, gap, sketch
+from mobilec.runtime.op_graphs.sketch import Shelf, Sketch, gap, sketch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class _Aligner:
         self.offers: dict[str, Match] = {}  # what names and places say of tensors not found by value
         self.taken: set[str] = set()
         self.true_names = self.known_names = 0
-        self.by_size: dict[int, list[str]] = {}
+        self.by_size: dict[int, Shelf] = {}
         self.by_name: dict[str, str] = {}
         self.readers: dict[str, list[Op]] = {}
 
@@ -170,7 +170,8 @@ class _Aligner:
 
     def _remember(self, name: str, value: Tensor) -> None:
         seen = self.found.reference[name] = sketch(value)
-        self.by_size.setdefault(seen.elements, []).append(name)
+        if seen.elements:
+            self.by_size.setdefault(seen.elements, Shelf()).add(name, seen)
         self.by_name.setdefault(plain_name(name), name)
 
     def _see(
@@ -184,22 +185,22 @@ class _Aligner:
         if match is None and output is not None:
             match = self._match(output, "place", seen)
         if match is None and op is not None:
-            offer = self._by_name(seen, namesake, op) or self._by_place(seen, op, position)
+            offer = self._by_name(seen, namesake) or self._by_place(seen, op, position)
             if offer is not None and self.patient:
                 self.offers[name] = offer
             else:
                 match = offer
+        elif match is not None and match.reference in self.taken and not self.patient:
+            # It is what another tensor is already: an operation that does nothing, or one that lost what it did.
+            match = self._by_name(seen, namesake) or match
         if match is not None:
             self.found.matches[name] = match
             self.taken.add(match.reference)
         return match
 
     def _by_value(self, seen: Sketch, namesake: str | None, output: str | None) -> Match | None:
-        near = {
-            other: apart
-            for other in self.by_size.get(seen.elements, ())
-            if (apart := gap(seen, self.found.reference[other])) <= self.close
-        }
+        shelf = self.by_size.get(seen.elements)
+        near = shelf.near(seen, self.close) if shelf is not None else {}
         if not near:
             return None
         if namesake is not None:
@@ -214,8 +215,8 @@ class _Aligner:
         chosen = min(alike, key=lambda other: (self.found.reference[other].shape != seen.shape, other in self.taken))
         return Match(chosen, "value", near[chosen])
 
-    def _by_name(self, seen: Sketch, namesake: str | None, op: Op) -> Match | None:
-        if namesake is None or self.true_names < TRUSTED * self.known_names:
+    def _by_name(self, seen: Sketch, namesake: str | None) -> Match | None:
+        if namesake is None or namesake in self.taken or self.true_names < TRUSTED * self.known_names:
             return None
         return self._match(namesake, "name", seen)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mobilec.runtime.op_graphs.align import Alignment, plain_name
 from mobilec.runtime.op_graphs.graph import Op, OpGraph
@@ -14,25 +14,34 @@ ULPS = 16.0  # constants that were folded another way may differ by so many roun
 _HALF, _SINGLE = 2.0**-11, 2.0**-24
 
 
+class Differences(NamedTuple):
+    """One sentence each. ``constants`` are other numbers, which is a fault even where an input does not show it."""
+
+    constants: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
 def differences(
     candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment, *, half: bool = False
-) -> tuple[str, ...]:
-    """One sentence for each difference between ``op`` and ``other``, which should compute the same.
+) -> Differences:
+    """What ``op`` and ``other``, which should compute the same, differ in.
 
     Args:
         half: the candidate's constants were rounded to half precision, the reference's were not.
     """
     same_words = candidate.vocabulary == reference.vocabulary
-    told = []
+    told: list[str] = []
+    constants: list[str] = []
     if same_words and op.kind != other.kind:
         told.append(f"it is a {op.kind}, where the reference has a {other.kind}")
     elif same_words:
         told += _attributes(op, other, half)
     if same_words and op.kind == other.kind and len(op.inputs) == len(other.inputs):
-        told += _inputs(candidate, op, reference, other, found, half)
+        constants, moved = _inputs(candidate, op, reference, other, found, half)
+        told += moved
     elif reads_the_same(candidate, op, reference, other, found):
-        told += _constants(candidate, op, reference, other, half)
-    return tuple(told)
+        constants = _constants(candidate, op, reference, other, half)
+    return Differences(tuple(constants), tuple(told))
 
 
 def reads_the_same(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment) -> bool:
@@ -65,14 +74,18 @@ def _same(found: object, expected: object, half: bool) -> bool:
     return found == expected
 
 
-def _inputs(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment, half: bool) -> list[str]:
-    told = []
+def _inputs(
+    candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Alignment, half: bool
+) -> tuple[list[str], list[str]]:
+    """Slot by slot: constants of other numbers, and tensors from elsewhere."""
+    told: list[str] = []
+    constants: list[str] = []
     moved = []
     for name, theirs in zip(op.inputs, other.inputs, strict=True):
         mine, wanted = _constant(candidate, name), _constant(reference, theirs)
         if mine is not None and wanted is not None:
             difference = constant_difference(mine, wanted, half=half)
-            told += [f"its constant {name} {difference}"] if difference else []
+            constants += [f"its constant {name} {difference}"] if difference else []
         elif (mine is None) != (wanted is None):
             told.append(f"it reads {name or 'nothing'} where the reference reads {theirs or 'nothing'}")
         elif name in found.matches:
@@ -83,7 +96,7 @@ def _inputs(candidate: OpGraph, op: Op, reference: OpGraph, other: Op, found: Al
         told.append(f"it reads {', '.join(name for name, _, _ in moved)} in another order than the reference")
     else:
         told += [f"it reads {image} where the reference reads {theirs}" for _, image, theirs in moved]
-    return told
+    return constants, told
 
 
 def _alike(found: Alignment, first: str, second: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mobilec.runtime.op_graphs.align import Alignment, fitted, is_tensor
-from mobilec.runtime.op_graphs.differences import differences
+from mobilec.runtime.op_graphs.differences import Differences, differences
 from mobilec.runtime.op_graphs.graph import Cursor, Feeds, Op, OpGraph, bytes_of, last_reads
 
 if TYPE_CHECKING:
@@ -196,13 +196,13 @@ class _Judge:
         differ = (
             differences(self.candidate, op, self.reference, other, self.found, half=self.half)
             if other and not behind
-            else ()
+            else Differences()
         )
         # The same operation on the same tensors gives the same bits, so that any error has what differs as its cause.
         exact = not self.half and self.reference.vocabulary == self.candidate.vocabulary != "aten"
-        told = bool(differ) and exact
-        wrong = not error <= allowed or (told and error > 0)
-        if wrong and other is not None and math.isfinite(error) and value.dtype.is_floating_point and not differ:
+        told = bool(differ.constants) or (bool(differ.others) and error > 0)
+        wrong = not error <= allowed or (exact and told)
+        if wrong and other is not None and math.isfinite(error) and value.dtype.is_floating_point and not told:
             allowed = max(allowed, NOISE * self._rounding(other, wanted, match.reference))
             wrong = not error <= allowed
         flat = int(place)
@@ -220,7 +220,7 @@ class _Judge:
             where=where,
             found=float(value.reshape(-1)[flat]) if value.numel() else math.nan,
             expected=float(wanted.reshape(-1)[flat]) if value.numel() else math.nan,
-            differences=differ,
+            differences=(*differ.constants, *differ.others),
             how=match.how,
             wrong=wrong,
         )

@@ -56,6 +56,32 @@ def _places(count: int) -> np.ndarray:
     return (spread * count).astype(np.int64)
 
 
+class Shelf:
+    """Sketches of tensors of one size, to find those near to another at once."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sketches: list[Sketch] = []
+        self._stack: tuple[np.ndarray, np.ndarray] | None = None  # [n, samples] without NaN and infinities, [n] rms
+
+    def add(self, name: str, seen: Sketch) -> None:
+        self._names.append(name)
+        self._sketches.append(seen)
+        self._stack = None
+
+    def near(self, seen: Sketch, close: float) -> dict[str, float]:
+        """Names of the tensors whose gap to ``seen`` is at most ``close``, and that gap."""
+        if self._stack is None:
+            samples = np.stack([np.nan_to_num(each.samples, posinf=0.0, neginf=0.0) for each in self._sketches])
+            self._stack = samples, np.array([each.rms for each in self._sketches])
+        samples, rms = self._stack
+        apart = np.sqrt(((samples - np.nan_to_num(seen.samples, posinf=0.0, neginf=0.0)) ** 2).mean(1))
+        # NaN and infinities count as zero here; what may be near is then looked at closely.
+        candidates = np.flatnonzero(apart <= 2 * close * np.maximum(rms, seen.rms))
+        gaps = {self._names[place]: gap(seen, self._sketches[place]) for place in candidates}
+        return {name: found for name, found in gaps.items() if found <= close}
+
+
 def gap(first: Sketch, second: Sketch) -> float:
     """How far two tensors of one size are apart, over their root mean square; infinite where they cannot be one."""
     if first.elements != second.elements or first.real != second.real:
