@@ -21,7 +21,9 @@ _HOMES = {
     "Artifact": "mobilec.export.artifact",
     "lint": "mobilec.export.lint_model",
     "load": "mobilec.runtime.load",
+    "ranges": "mobilec.runtime.ranges",
     "validate": "mobilec.runtime.validate",
+    "validate_all": "mobilec.runtime.validate",
     "profile": "mobilec.latency.profile",
 }
 
@@ -34,7 +36,9 @@ __all__ = [
     "list_models",
     "load",
     "profile",
+    "ranges",
     "validate",
+    "validate_all",
 ]
 
 if TYPE_CHECKING:
@@ -45,7 +49,8 @@ if TYPE_CHECKING:
     from mobilec.mobile.create import create_model
     from mobilec.mobile.zoo import list_models
     from mobilec.runtime.load import load
-    from mobilec.runtime.validate import validate
+    from mobilec.runtime.ranges import ranges
+    from mobilec.runtime.validate import validate, validate_all
 
 
 def __getattr__(name: str) -> Any:

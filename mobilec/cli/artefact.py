@@ -93,6 +93,7 @@ def summary(artifact: Artifact) -> Any:
             ("format", f"{manifest.backend}, {manifest.precision}, passes for {manifest.target}"),
             ("options", options),
             ("rule files", ", ".join(_rule_file(item) for item in manifest.options.get(RULE_FILES) or ())),
+            ("in fp32", _kept(manifest.options.get(KEEP_FP32) or {})),
             ("labels", _labels(manifest.labels)),
             ("written", manifest.created),
         )
@@ -101,8 +102,19 @@ def summary(artifact: Artifact) -> Any:
 
 NOTES = "notes"  # sentences of the writer that a user should read
 RULE_FILES = "rule_files"
-_ASIDE = (NOTES, RULE_FILES, COMPRESSION)  # shown elsewhere than among the options
+KEEP_FP32 = "keep_fp32"  # operators in float32, and why
+_ASIDE = (NOTES, RULE_FILES, COMPRESSION, KEEP_FP32)  # shown elsewhere than among the options
 _UNSET: tuple[Any, ...] = (None, False, "", (), [], {})
+
+
+def _kept(facts: dict[str, Any]) -> str:
+    """Operators kept in float32: how many, the first of them, and how they were chosen."""
+    kept = [f"{item['op']} in {item['where']}" if item["where"] else item["op"] for item in facts.get("kept") or ()]
+    if not kept:
+        return "nothing needs to be" if facts else ""
+    shown = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+    chosen = f"measured on {facts['measured_on']}" if "measured_on" in facts else "as named"
+    return f"{render.plural(len(kept), 'operator')}, {chosen}: {shown}"
 
 
 def _rule_file(item: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         "Input": ("input_size", "input_shape", "dynamic_batch"),
         "Preprocessing, kept in the manifest": ("mean", "std", "color", "crop_pct", "labels"),
         "Format": ("precision", "deployment_target", "image_input"),
-        "Fewer bits": ("compress", "keep", "sensitivity", "images"),
+        "Fewer bits": ("compress", "keep", "sensitivity", "keep_fp32", "images"),
         "Rewrites": ("target", "skip_rule", "only_rule", "rule_files", "proof", "explain"),
     },
     examples=(
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     "--keep", multiple=True, metavar="LAYERS", help="Layers that stay as they are: module, class, kind, glob."
 )
 @click.option("--sensitivity", metavar="DB|N%", help="Leave the costliest layers out until outputs are this near.")
+@click.option("--keep-fp32", multiple=True, metavar="OPS|auto", help="Operators an fp16 file computes in float32.")
 @click.option("--images", multiple=True, metavar="PATH", help="Images to calibrate on: files, folders, patterns.")
 @click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: cpu for ONNX, else ane]")
 @rule_options
@@ -106,6 +107,7 @@ def command(
     compress: str | None,
     keep: tuple[str, ...],
     sensitivity: str | None,
+    keep_fp32: tuple[str, ...],
     images: tuple[str, ...],
     target: str | None,
     skip_rule: tuple[str, ...],
@@ -165,6 +167,7 @@ def command(
             compress=compress,
             keep=keep,
             sensitivity=sensitivity,
+            keep_fp32=keep_fp32,
             images=images,
             proof=proof,
             force=force,

@@ -19,6 +19,7 @@ VERBS = {
     "validate": "mobilec.cli.validate",
     "profile": "mobilec.cli.profile",
     "lint": "mobilec.cli.lint",
+    "ranges": "mobilec.cli.ranges",
     "passes": "mobilec.cli.passes",
     "doctor": "mobilec.cli.doctor",
 }

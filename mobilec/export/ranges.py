@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class RangesReport:
             )
 
 
-def ranges(
+def ranges_of_model(
     model: nn.Module | str,
     *,
     images: Sequence[str | Path] | str | Path = (),
@@ -184,10 +184,18 @@ def ranges_of(
     weights: str,
     backend: str,
     target: str,
+    rewritten: bool = False,
+    already: Collection[str] = (),
     progress: Progress = lambda stage: None,
 ) -> RangesReport:
-    """``ranges`` of a captured program. ``rules``: applied first, without their proofs; None: as written."""
+    """``ranges_of_model`` for a program.
+
+    Args:
+        rules: applied first, without their proofs; None where the program stays as it is.
+        rewritten: by the target's rules before. already: names of nodes that are in float32 anyway.
+    """
     from mobilec.errors import ExportError
+    from mobilec.passes.pipelines import rule_names
     from mobilec.passes.ranges.judge import FINE, judge
     from mobilec.passes.ranges.keep import holds, keep_enough
     from mobilec.passes.ranges.run import Runner
@@ -205,10 +213,12 @@ def ranges_of(
     measured = runner.measure(
         read(report=True), lambda done: progress(f"measuring activations ({done} of {inputs.total})")
     )
-    verdicts = judge(measured)
+    if already:
+        measured = replace(measured, half=runner.agreement(read(), measured.outputs, frozenset(already)))
+    verdicts = tuple(verdict for verdict in judge(measured) if verdict.node not in already)
     progress("choosing what to keep in float32")
     try:
-        kept = keep_enough(runner, measured, read, verdicts)
+        kept = keep_enough(runner, measured, read, verdicts, already=already)
     except ExportError:
         kept = None
     wrong = [verdict for verdict in verdicts if verdict.level != FINE]
@@ -217,26 +227,25 @@ def ranges_of(
         weights=weights,
         backend=backend,
         target=target,
-        rewritten=rules is not None,
+        rewritten=rewritten or rules is not None,
         measured_on=inputs.source,
         made_up=inputs.made_up,
         unreadable=tuple(unreadable),
         verdicts=verdicts,
         nodes={node.name: node for node in measured.nodes},
-        remedies=_remedies(program, wrong, rules or ()),
+        remedies=_remedies(program, wrong, rule_names(target) if rewritten or rules is not None else ()),
         half=measured.half,
         holds=holds(measured.half),
         kept=kept,
     )
 
 
-def _remedies(program: ExportedProgram, verdicts: Sequence[Verdict], ran: Sequence[Rule]) -> dict[str, Remedy]:
+def _remedies(program: ExportedProgram, verdicts: Sequence[Verdict], pipeline: Sequence[str]) -> dict[str, Remedy]:
     """For each verdict a rule that takes its operator, tried on the program, and what to keep."""
     from mobilec.passes.ranges.judge import RULES_THAT_HELP
     from mobilec.passes.rewrite import rewrite
     from mobilec.passes.rules.table import RULES
 
-    pipeline = {rule.name for rule in ran}
     takes: dict[str, set[str]] = {}  # rule -> nodes that are gone after it
     for rule in dict.fromkeys(rule for verdict in verdicts for rule in RULES_THAT_HELP.get(verdict.op, ())):
         after = rewrite(program, [RULES[rule]], proof=False).program

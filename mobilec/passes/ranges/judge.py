@@ -1,10 +1,11 @@
 """From measured ranges to verdicts: what half precision will do to each operator, in words.
 
-``breaks``           NaN, infinity or less than 20 dB left in any arithmetic: a tensor that the file stores overflows or
-                     vanishes.
+``breaks``           NaN, infinity or a wrong number in any arithmetic: a tensor that the file stores overflows, or one
+                     that is divided by vanishes.
 ``may break``        the same where the engine computes an operator's insides, or sums, in half precision, or flushes
                      subnormal numbers to zero. No list tells which engine does.
-``loses precision``  less than 40 dB left of it, or many increments or entries that vanish.
+``loses precision``  less than 40 dB left of it, many increments or entries that vanish. It may not matter: whether
+                     the outputs suffer is measured on the whole program.
 ``fine``             none of these on the inputs measured.
 """
 
@@ -84,42 +85,40 @@ def _judged(node: NodeRanges) -> tuple[str, str, float]:
                 output.largest,
             )
         return BREAKS, f"NaN or infinity in {node.stored.broken} entries", output.largest
-    if node.stored.snr_db < BROKEN_DB and output.largest:
-        step = _overflowing(node.hidden, ("stored",))
-        if step is not None:
-            return BREAKS, _beyond(step.name, step.range.largest, step.range.overflows), step.range.largest
-        if output.vanishes > MANY:
-            return BREAKS, f"{output.vanishes:.0%} of its result vanish (largest {output.largest:.2g})", output.largest
-        return BREAKS, f"{_level(node.stored.snr_db)} left of it", output.largest
+    step = _overflowing(node.hidden, ("stored",))
+    if step is not None and node.stored.snr_db < BROKEN_DB:  # the wrong number, though a finite one
+        return BREAKS, _beyond(step.name, step.range.largest, step.range.overflows), step.range.largest
+    step = next((step for step in node.hidden if step.kind == "stored" and step.range.vanishes), None)
+    if step is not None and node.stored.snr_db < BROKEN_DB:
+        what = f"{step.name} is as small as {step.range.smallest:.2g} and vanishes ({step.range.vanishes:.2g} of it)"
+        return BREAKS, what, step.range.smallest
     worst = node.worst
     if worst is not None and (worst.broken or worst.snr_db < BROKEN_DB) and output.largest:
-        step = _overflowing(node.hidden, ("inside",))
+        step, flushed = _overflowing(node.hidden, ("inside",)), _flushed(node.hidden)
         if step is not None:
-            return (
-                MAY_BREAK,
-                f"{_beyond(step.name, step.range.largest, step.range.overflows)}, if computed in half",
-                (step.range.largest),
-            )
-        flushed = _flushed(node.hidden)
+            what = _beyond(step.name, step.range.largest, step.range.overflows)
+            return MAY_BREAK, f"{what}, if computed in half", step.range.largest
         if flushed is not None:
             return MAY_BREAK, _vanishing(flushed), flushed.range.largest
-        left = "NaN or infinity" if worst.broken else f"{_level(worst.snr_db)} left"
-        return MAY_BREAK, f"{left}, if its steps are computed in half or subnormal numbers flushed", output.largest
+        if worst.broken:
+            return MAY_BREAK, "NaN or infinity, if computed in half or subnormal numbers are flushed", output.largest
     sums = _overflowing(node.hidden, ("partial sums",))
     if sums is not None:
         return MAY_BREAK, f"partial sums may reach {sums.range.largest:.3g}, if added up in half", sums.range.largest
     flushed = _flushed(node.hidden)
     if flushed is not None:
         return LOSES, _vanishing(flushed), flushed.range.largest
+    if output.vanishes > MANY_VANISH:
+        return LOSES, f"{output.vanishes:.0%} of its result vanish (largest {output.largest:.2g})", output.largest
     if node.stored.snr_db < LOSSY_DB and output.largest:
         return LOSES, f"{_level(node.stored.snr_db)} left of it", output.largest
     for name, share in node.lost.items():
         if share > MANY:
             kept = "if added up in half" if name == "sum" and node.op not in ("add", "cumsum") else "in half"
             return LOSES, f"{share:.0%} of the increments change nothing, {kept}", output.largest
-    if output.vanishes > MANY_VANISH or output.vanishes + output.subnormal > MANY:
-        share = output.vanishes + output.subnormal
-        return LOSES, f"{share:.0%} of its result below {half.LEAST_NORMAL:.1e}: fewer bits, or zero", output.largest
+    if output.subnormal > MANY:
+        below = f"{output.subnormal:.0%} of its result below {half.LEAST_NORMAL:.1e}"
+        return LOSES, f"{below}: fewer bits, or zero", output.largest
     return FINE, "", output.largest
 
 
