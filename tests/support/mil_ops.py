@@ -37,12 +37,16 @@ def build(op: str, opset: str = "iOS18", **arguments: Any) -> Any:
 def run(made: Any, numerics: Numerics = REFERENCE, **replaced: Any) -> list[np.ndarray]:
     """What our function makes of a built op's arguments, each result of the kind and shape coremltools declares.
 
-    ``replaced`` are arguments that coremltools would not build the op with; of those shapes are not checked.
+    ``replaced`` are arguments that coremltools would not build the op with, or None for one that is left out, where
+    coremltools would write its default. Shapes are then not checked.
     """
     from coremltools.converters.mil.mil import types
 
     values = {name: _tensors(bound) for name, bound in made.inputs.items() if bound is not None}
-    values |= {name: (_tensor(value),) for name, value in replaced.items()}
+    for name, value in replaced.items():
+        values.pop(name, None)
+        if value is not None:
+            values[name] = (_tensor(value),)
     outputs = tuple(
         MilValue(var.name, types.builtin_to_string(var.dtype), tuple(_size(size) for size in var.shape))
         for var in made.outputs

@@ -56,7 +56,7 @@ def _softmax(call: Call) -> Tensor:
     x, axis = call.tensor("x"), call.int("axis", -1)
     if not call.half_sums:
         return torch.softmax(x, axis)
-    powers = torch.exp(x - x.amax(axis, keepdim=True)).half().float()
+    powers = torch.exp(x - x.amax(axis, keepdim=True))
     return powers / call.sum(powers, [axis], keepdims=True)
 
 

@@ -50,7 +50,7 @@ def _instance_norm(call: Call) -> Tensor:
 def _layer_norm(call: Call) -> Tensor:
     """Over ``axes`` (all by default) together; gamma and beta have the shape of those axes, in the order of ``x``."""
     x, gamma, beta, epsilon = call.tensor("x"), call.get("gamma"), call.get("beta"), call.float("epsilon", 1e-5)
-    axes = sorted(axis % x.ndim for axis in call.ints("axes", range(x.ndim)))
+    axes = sorted(axis % x.ndim for axis in call.ints("axes", list(range(x.ndim))))
     if axes == list(range(axes[0], x.ndim)) and not call.half_sums:
         return F.layer_norm(x, x.shape[axes[0] :], gamma, beta, epsilon)
     result = _normalise(call, x, axes, epsilon)

@@ -89,7 +89,7 @@ def _pad(call: Call) -> Tensor:
             last = x.shape[axis] - 1
             places = torch.arange(-before, last + 1 + after)
             if mode == "reflect":
-                places = places.abs() % max(2 * last, 1)
+                places = places % max(2 * last, 1)
                 places = torch.minimum(places, 2 * last - places)
             x = x.index_select(axis, places.clamp(0, last))
     return x

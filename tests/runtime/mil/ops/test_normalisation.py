@@ -69,6 +69,19 @@ def test_l2_norm(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(run(made)[0], made.outputs[0].val, rtol=1e-5)
 
 
+def test_default_epsilons_are_those_of_coremltools() -> None:
+    small = uniform(0, 1, 2, 3, low=1e-4, high=2e-3)
+    for made, defaults in (
+        (build("l2_norm", x=small), {"epsilon": None}),
+        (build("layer_norm", x=small, axes=[0, 1, 2]), {"epsilon": None, "axes": None}),
+    ):
+        np.testing.assert_allclose(run(made, **defaults)[0], made.outputs[0].val, rtol=1e-4)
+    for op in ("instance_norm", "batch_norm"):
+        given = {"mean": np.zeros(2, f32), "variance": np.full(2, 1e-5, f32)} if op == "batch_norm" else {}
+        made = build(op, x=small, **given)
+        np.testing.assert_allclose(run(made, epsilon=None)[0], run(made, epsilon=f32(1e-5))[0], rtol=1e-6)
+
+
 def test_published_l2_norm() -> None:
     x = f32([[[1, -7], [5, -6], [-3, -5]]])
     expected = [[[0.08304548, -0.58131838], [0.41522741, -0.4982729], [-0.24913645, -0.41522741]]]

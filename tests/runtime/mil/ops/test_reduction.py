@@ -165,6 +165,15 @@ def test_suppression(iou: float, per_class: bool, limit: int, kept: list[int]) -
     assert old[3].tolist() == [len(kept)]
 
 
+def test_suppression_at_its_thresholds() -> None:
+    """An overlap that equals the limit stays, a score that equals it goes: ``IoU >``, ``score >`` in TensorFlow."""
+    boxes = f32([[0, 0, 2, 2], [0, 0, 2, 1], [9, 9, 1, 1]])  # the first two share one half
+    given: dict[str, Any] = {"boxes": boxes[None], "scores": f32([[[0.9], [0.8], [0.5]]]), "max_boxes": 3}
+    for iou, score, kept in ((0.5, 0.1, [0, 1, 2]), (0.49, 0.1, [0, 2, -1]), (0.5, 0.5, [0, 1, -1])):
+        found = compute("non_maximum_suppression", "iOS15", iou_threshold=f32(iou), score_threshold=f32(score), **given)
+        assert found[2].tolist() == [kept]
+
+
 def test_suppression_below_the_score_threshold() -> None:
     given: dict[str, Any] = {"iou_threshold": f32(0.9), "max_boxes": 4}
     for threshold, kept in ((0.65, [0, 1, 3]), (0.95, [0])):
