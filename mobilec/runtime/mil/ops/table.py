@@ -25,6 +25,13 @@ KEEPS_HALF = frozenset(
     }
 )
 
+# Ops that no table has, and why.
+NOT_RUN = {
+    "const": "constants are taken in before anything runs",
+    "custom_layer": "the code of a custom layer is not part of the package",
+    "_const_symbolic": "it stands for unknown sizes inside coremltools and is in no file",
+}
+
 
 @cache
 def op_table() -> dict[str, OpFunction]:
@@ -67,6 +74,8 @@ def merged(areas: Iterable[Mapping[str, OpFunction]]) -> dict[str, OpFunction]:
 
 def find_op(op: MilOp, path: Path) -> OpFunction:
     """The function of an op. Raises BackendError for one outside the table, saying how to add it."""
+    if op.type in NOT_RUN:
+        raise BackendError(f"{path}: {op.where}: {NOT_RUN[op.type]}")
     function = op_table().get(op.type)
     if function is None:
         raise BackendError(
