@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 from mobilec.passes.capture import capture
 from mobilec.passes.evidence import PassEvidence
+from mobilec.passes.lint.judge import lint
+from mobilec.passes.lint.program import program_records
+from mobilec.passes.lint.targets import facts
 from mobilec.passes.pipelines import TARGETS, pipeline
 from mobilec.passes.rewrite import rewrite
 from support.rewriting import gap, inputs, lively, ops
@@ -137,6 +140,20 @@ def test_a_stranger_gains_or_is_left_alone(name: str) -> None:
     # folding into a weight that stays in use elsewhere costs a second one
     allowed = first.parameters + traded(result.evidence, "parameters")
     assert last.parameters <= allowed or STRANGERS[name].shares_weights
+
+
+@pytest.mark.parametrize("target", ["nnapi", "ane", "hexagon"])
+@pytest.mark.parametrize("name", ["swin", "swin, mask filled in forward", "swin v2", "twins"])
+def test_windows_keep_to_four_axes(name: str, target: str) -> None:
+    _, program = captured(name, torch.float32)
+    vocabulary = facts(target, "onnx")
+
+    def beyond(program: ExportedProgram) -> list[str]:
+        found = lint(program_records(program, "onnx"), vocabulary, name).findings
+        return [f"{finding.node}: {finding.constraint}" for finding in found if "axes" in finding.constraint]
+
+    assert beyond(program)
+    assert beyond(rewrite(program, pipeline(target), proof=False).program) == []
 
 
 def test_trades_name_rules_that_run() -> None:
