@@ -64,7 +64,7 @@ def write(request: WriteRequest, *, external_data_bytes: int = EXTERNAL_DATA_BYT
     if request.precision == "fp16" or any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         _check_loads(file)
     options = {"opset": OPSET, "onnxsim": simplifies, "external_data": external}
-    notes = () if simplifies else ("onnxsim was left out: the model is too large for it",)
+    notes: tuple[str, ...] = () if simplifies else ("onnxsim was left out: the model is too large for it",)
     notes += unmerged(request.keep_fp32, {kept[node.name] for node in model.graph.node if node.name in kept})
     return Written(options, notes)
 
@@ -89,6 +89,7 @@ def _translate(request: WriteRequest) -> tuple[onnx.ModelProto, dict[str, str]]:
             if written is None:
                 raise ExportError("torch.onnx.export returned no model")
             model = written.model_proto
+            assert written.exported_program is not None
             names = {node.name: marked(node) for node in written.exported_program.graph.nodes if marked(node)}
             kept = {node.name: names[_fx_node(node)] for node in model.graph.node if _fx_node(node) in names}
             return model, kept

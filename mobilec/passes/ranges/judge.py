@@ -72,6 +72,8 @@ def _verdict(node: NodeRanges) -> Verdict:
 
 def _judged(node: NodeRanges) -> tuple[str, str, float]:
     output = node.output
+    if node.moves:
+        return FINE, "", output.largest
     if output.overflows:
         return BREAKS, _beyond("its result", output.largest, output.overflows), output.largest
     if node.stored.broken:

@@ -70,6 +70,7 @@ class NodeRanges:
         lost: name of a sum to the share of the increments that would change nothing, if it is kept in half precision.
         stored / worst: see the module; ``worst`` is None where no step is hidden and it is the same.
         inputs_break: whether the operator breaks although computed in float32, from inputs rounded to half.
+        moves: whether it only hands numbers on, so that what it loses was lost before.
     """
 
     name: str
@@ -82,6 +83,7 @@ class NodeRanges:
     stored: Loss
     worst: Loss | None
     inputs_break: bool
+    moves: bool
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,7 @@ class Runner:
         node = step.node
         gauge = gauges.setdefault(node, _Gauge())
         gauge.output.see(_flat(result))
-        moves = node.target in _MOVES
-        if moves:
+        if node.target in _MOVES:
             return  # rounding its input is rounding its result: nothing of its own is lost
         if node.target in OPERATORS:
             look = Steps(self.backend, seen=gauge.hidden, kinds=gauge.kinds, lost=gauge.lost)
@@ -388,6 +389,7 @@ class _Gauge:
             stored=self.stored.result(),
             worst=self.worst.result() if self.has_worst else None,
             inputs_break=self.inputs_break,
+            moves=node.target in _MOVES,
         )
 
 
