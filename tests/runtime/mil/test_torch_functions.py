@@ -157,6 +157,23 @@ SEQUENCES: Functions = {
     "transposed 1d": nn.ConvTranspose1d(2, 4, 4, stride=2),
     "average pool 1d": nn.AvgPool1d(3, 2),
 }
+# What coremltools can convert while height and width are unknown: sizes reach the ops as tensors.
+FLEXIBLE: Functions = {
+    "flatten": lambda x: x.flatten(2).transpose(1, 2),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "adaptive average": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "slice": lambda x: x[:, :, 1 : x.shape[2] - 1, : x.shape[3] // 2],
+    "arange": lambda x: x + torch.arange(x.shape[3]).float(),
+    "expand": lambda x: x[:, :1].expand(-1, 3, x.shape[2], x.shape[3]),
+    "repeat": lambda x: x.mean(3, keepdim=True).repeat(1, 1, 1, x.shape[3]),
+    "reflect": lambda x: F.pad(x, (1, 1, 2, 0), mode="reflect"),
+    "pools": lambda x: F.avg_pool2d(x, 3, 2, 1) + F.max_pool2d(x, 3, 2, 1),
+    "attention": lambda x: F.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3),
+    "topk": lambda x: x.topk(2, dim=3)[0],
+    "mask": lambda x: x[x > 0].sum(),
+    "grid_sample": lambda x: F.grid_sample(x, torch.tanh(x.permute(0, 2, 3, 1)[..., :2]), align_corners=False),
+}
 MAP, SEQUENCE = (2, 4, 6, 8), (5, 2, 6)
 # Where iOS 15 and 18 have ops of their own, both are tried.
 GROUPS: list[tuple[str, str, Functions, tuple[int, ...]]] = [
@@ -196,14 +213,15 @@ def _enliven(module: nn.Module) -> None:
             nn.init.uniform_(buffer, 0.5, 2)
 
 
-def _convert(module: nn.Module, x: Tensor, target: str, path: Path) -> Path:
+def _convert(module: nn.Module, x: Tensor, target: str, path: Path, flexible: bool = False) -> Path:
     logging.disable(logging.WARNING)
     try:
         import coremltools as ct
 
+        shape = [*x.shape[:2], ct.RangeDim(4, 64), ct.RangeDim(4, 64)] if flexible else x.shape
         converted: Any = ct.convert(
             torch.jit.trace(module, x),
-            inputs=[ct.TensorType(name="x", shape=x.shape, dtype=np.float32)],
+            inputs=[ct.TensorType(name="x", shape=shape, dtype=np.float32)],
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
@@ -214,6 +232,15 @@ def _convert(module: nn.Module, x: Tensor, target: str, path: Path) -> Path:
     return path
 
 
+def _compare(module: _Together, names: Functions, package: Path, x: Tensor) -> None:
+    with torch.no_grad():
+        expected = module(x)
+    found = Interpreter(load_package(package), Numerics("fp32")).run({"x": x})
+    for name, one, other in zip(names, found.values(), expected, strict=True):
+        assert one.numel() == other.numel(), name  # Core ML has no scalars among its outputs
+        np.testing.assert_allclose(one.reshape(other.shape), other, rtol=1e-4, atol=2e-5, err_msg=name)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:Output, :UserWarning")
 @pytest.mark.parametrize(
     ("target", "functions", "shape"), [g[1:] for g in GROUPS], ids=[f"{g[0]}-{g[1]}" for g in GROUPS]
@@ -222,13 +249,16 @@ def test_as_torch(target: str, functions: Functions, shape: tuple[int, ...], tmp
     torch.manual_seed(0)
     module, x = _Together(functions).eval(), torch.randn(shape)
     _enliven(module)
-    with torch.no_grad():
-        expected = module(x)
-        package = _convert(module, x, target, tmp_path / "model.mlpackage")
-    found = Interpreter(load_package(package), Numerics("fp32")).run({"x": x})
-    for name, one, other in zip(functions, found.values(), expected, strict=True):
-        assert one.numel() == other.numel(), name  # Core ML has no scalars among its outputs
-        np.testing.assert_allclose(one.reshape(other.shape), other, rtol=1e-4, atol=2e-5, err_msg=name)
+    _compare(module, functions, _convert(module, x, target, tmp_path / "model.mlpackage"), x)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:Output, :UserWarning")
+def test_sizes_other_than_the_converted_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = _Together(FLEXIBLE).eval()
+    package = _convert(module, torch.randn(1, 4, 8, 12), "iOS17", tmp_path / "model.mlpackage", flexible=True)
+    for size in ((10, 16), (7, 5)):
+        _compare(module, FLEXIBLE, package, torch.randn(1, 4, *size))
 
 
 @pytest.mark.filterwarnings("ignore:Output, :UserWarning")
