@@ -11,7 +11,7 @@ import click
 
 from mobilec.cli.documents import check_writable, write_document
 from mobilec.cli.group import Verb, described
-from mobilec.cli.options import COUNT, FOLDER, Number, common
+from mobilec.cli.options import COUNT, FOLDER, TRIPLE, Number, common
 from mobilec.cli.output import State, emit, noise_to_stderr, note
 from mobilec.cli.progress import stages
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     sections={
         "Reference": ("against", "checkpoint", "num_classes"),
         "Images": ("images", "data", "limit", "resume"),
+        "Preprocessing, where no manifest says it": ("mean", "std", "color", "crop_pct"),
         "Limits, to the letter": ("atol", "rtol", "min_psnr", "min_cosine", "min_top1"),
         "Where it goes wrong": ("check_stages", "bisect", "rule_files", "save_arrays"),
         "Running": ("threads", "interpreter", "accumulate"),
@@ -56,6 +57,10 @@ if TYPE_CHECKING:
     metavar="FILE.json",
     help="Keep how far --data has come, and go on from there if it exists.",
 )
+@click.option("--mean", type=TRIPLE, help="Mean of the pixels, scaled to 0..1.")
+@click.option("--std", type=TRIPLE, help="Standard deviation of the pixels.")
+@click.option("--color", type=click.Choice(["RGB", "BGR"]), metavar="RGB|BGR", help="Channel order of the input.")
+@click.option("--crop-pct", type=float, metavar="SHARE", help="Part of the image that the crop keeps; 1 is all.")
 @click.option("--atol", type=Number(float, 0), metavar="X", help="Absolute tolerance.  [default: 1e-4 for fp32]")
 @click.option("--rtol", type=Number(float, 0), metavar="X", help="Relative tolerance.  [default: 1e-4 for fp32]")
 @click.option(
@@ -108,6 +113,10 @@ def command(
     data: Path | None,
     limit: int | None,
     resume: Path | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    color: str | None,
+    crop_pct: float | None,
     atol: float | None,
     rtol: float | None,
     min_psnr: float | None,
@@ -134,6 +143,7 @@ def command(
     would pass are always shown.
     """
     tested, pictures = _told_apart(artefacts, images)
+    settings = {"mean": mean, "std": std, "color": color, "crop_pct": crop_pct}
     for path in (save, resume):
         if path is not None:
             check_writable(path)
@@ -165,6 +175,7 @@ def command(
                 data=data,
                 limit=limit,
                 resume=resume,
+                preprocessing={name: value for name, value in settings.items() if value is not None},
                 threads=threads,
                 interpreter=interpreter,
                 accumulate=accumulate,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from mobilec.errors import UsageError
 from mobilec.export.manifest import InputSpec, OutputSpec
@@ -34,11 +35,18 @@ class Pairing:
     notes: tuple[str, ...]
 
 
-def pair(tested: Side, reference: Side, *, same_capture: bool = False) -> Pairing:
+def pair(
+    tested: Side,
+    reference: Side,
+    *,
+    same_capture: bool = False,
+    preprocessing: Mapping[str, Any] = MappingProxyType({}),
+) -> Pairing:
     """Match ``tested`` with ``reference``.
 
     Args:
         same_capture: the reference is the program that the tested side was made from: order is all that counts.
+        preprocessing: settings of images that replace what either side says.
 
     Raises UsageError where they do not fit together.
     """
@@ -50,11 +58,13 @@ def pair(tested: Side, reference: Side, *, same_capture: bool = False) -> Pairin
         got = _matched("output", tested, reference, tested.outputs, reference.outputs, notes)
     inputs, wanted = [], []
     for spec, other in zip(tested.inputs, given, strict=True):
-        preprocessing = spec.preprocessing or other.preprocessing
-        if preprocessing is None and spec.layout:
-            preprocessing = Preprocessing().to_dict()
-            notes.append(f"nothing tells how an image becomes input {spec.name!r}: {_words(Preprocessing())} assumed")
-        inputs.append(replace(_narrowed(spec, other), preprocessing=preprocessing))
+        known = spec.preprocessing or other.preprocessing
+        if spec.layout and (known is None or preprocessing):
+            settings = Preprocessing(**{**(known or {}), **preprocessing})
+            told = "as was asked for" if preprocessing else "assumed, for nothing tells"
+            notes.append(f"how an image becomes input {spec.name!r}: {_words(settings)}, {told}")
+            known = settings.to_dict()
+        inputs.append(replace(_narrowed(spec, other), preprocessing=known))
         wanted.append(_narrowed(other, spec))
     outputs = tuple(
         replace(spec, meaning="probabilities") if other.meaning == "probabilities" else spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from mobilec.runtime.sides import Running, Side, captured_key, open_against, ope
 if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
 
+_PREPROCESSING = "preprocessing is for bare files, and for what is compared with --against"
 FEWEST_SAMPLES = 8
 GROUP = 8
 
@@ -163,6 +164,7 @@ def validate_all(
     data: str | Path | None = None,
     limit: int | None = None,
     resume: str | Path | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     threads: int | None = None,
     interpreter: bool = False,
     accumulate: str = "fp32",
@@ -185,6 +187,8 @@ def validate_all(
         data: a folder of class folders, or a list of path and label, for accuracy of all and their agreement.
         limit: at most so many images of ``data``.
         resume: a file that keeps how far the pass over ``data`` has come; where it is there already, go on from it.
+        preprocessing: settings (``mean``, ``std``, ``color``, ``crop_pct``) of files that do not say how an image
+            becomes their input.
         interpreter: run Core ML files in the interpreter on macOS too. accumulate: how it adds up, fp32 or fp16.
         atol / rtol: replace the limits of fp32 (1e-4, 1e-4); for others they come on top of their own.
         min_psnr / min_cosine: in dB, of any sample; replace the limits of fp16 and int8, and for fp32 all limits.
@@ -205,7 +209,8 @@ def validate_all(
     files = find_images([images] if isinstance(images, str | Path) else images)
     running = Running(threads, interpreter, accumulate)
     with ExitStack() as opened:
-        entries = _open(artifacts, against, running, limits, opened, checkpoint=checkpoint, num_classes=num_classes)
+        weights = {"checkpoint": checkpoint, "num_classes": num_classes}
+        entries = _open(artifacts, against, running, limits, opened, preprocessing or {}, weights)
         if accumulate != "fp32" and not any(side.backend == "coreml" for entry in entries for side in entry[:2]):
             raise UsageError("accumulate is of the interpreter of Core ML files, and there is none among these")
         contests = gather(entries)
@@ -226,7 +231,8 @@ def _open(
     running: Running,
     limits: Limits,
     opened: ExitStack,
-    **weights: Any,
+    preprocessing: Mapping[str, Any],
+    weights: dict[str, Any],
 ) -> list[tuple[Side, Side, Pairing, Policy]]:
     """Both sides of every comparison; each reference is opened once."""
     from mobilec.export.artifact import Artifact
@@ -246,13 +252,17 @@ def _open(
         if against is not None:
             shapes = tuple((spec.name, spec.shape, spec.dtype, spec.layout) for spec in tested.inputs)
             reference = reference_of(shapes, partial(open_against, against, running, tested, **weights))
-            pairing = pair(tested, reference)
+            pairing = pair(tested, reference, preprocessing=preprocessing)
         elif tested.bare:
             raise UsageError(
                 f"{tested.name} is a bare file: nothing says what it should compute",
                 hint="name what to compare it with: --against MODEL, an artefact, another file or a .pt2",
             )
         else:
+            if preprocessing:
+                raise UsageError(
+                    f"{tested.name}: its manifest says how an image becomes its input", hint=_PREPROCESSING
+                )
             artifact = given if isinstance(given, Artifact) else as_artifact(given, verify=False)
             key = captured_key(artifact, tested.faults)
             reference = reference_of(key, partial(open_captured, artifact, running, tested.faults))

@@ -87,7 +87,7 @@ def test_a_bare_file_against_anything(bare: Path, lively: Path, net: Path, again
     if against == "artefact":
         assert not any("assumed" in note for note in found.notes)  # its manifest says how images become inputs
     else:
-        assert any("nothing tells how an image becomes input 'x': RGB, crop 0.9" in note for note in found.notes)
+        assert any("an image becomes input 'x': RGB, crop 0.9" in note for note in found.notes)
 
 
 def test_another_model_fails(bare: Path, net: Path) -> None:
@@ -204,6 +204,37 @@ def test_an_int8_file_is_judged_like_half_precision(copy: Path) -> None:
     reseal(copy, precision="int3", options={})
     with pytest.raises(UsageError, match="no limits are known for precision 'int3'"):
         validate(copy, threads=1)
+
+
+def test_preprocessing_that_no_file_tells(bare: Path, lively: Path, net: Path) -> None:
+    found = checked(bare, f"{net}:make", preprocessing={"mean": (0.5, 0.5, 0.5), "crop_pct": 1.0})
+    assert found.passed
+    assert any("crop 1, bicubic, mean 0.5,0.5,0.5 std 0.229" in note and "asked" in note for note in found.notes)
+    assert found.rows[0].metrics.peak != checked(bare, f"{net}:make").rows[0].metrics.peak
+    with pytest.raises(UsageError, match="its manifest says how an image becomes its input"):
+        validate(lively, preprocessing={"crop_pct": 1.0})
+    with pytest.raises(UsageError, match="crop_pct is 2"):
+        checked(bare, f"{net}:make", preprocessing={"crop_pct": 2})
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_package_of_plain_coremltools_that_takes_pictures(tmp_path: Path, net: Path, right: bool) -> None:
+    import coremltools as ct
+
+    traced = torch.jit.trace(Lively(), torch.zeros(1, 3, 32, 32))
+    layout = ct.colorlayout.RGB if right else ct.colorlayout.BGR
+    picture = ct.ImageType("photo", shape=(1, 3, 32, 32), scale=1 / 127.5, bias=[-1, -1, -1], color_layout=layout)
+    labels = ct.ClassifierConfig([f"class {index}" for index in range(10)])
+    model = ct.convert(traced, inputs=[picture], classifier_config=labels, minimum_deployment_target=ct.target.iOS16)
+    model.save(str(tmp_path / "photo.mlpackage"))
+    settings = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    found = checked(tmp_path / "photo.mlpackage", f"{net}:make", preprocessing=settings)
+    assert found.precision == "fp16"
+    assert found.assumption.startswith("tensors that the program declares fp16 are rounded")
+    assert found.outputs[0].meaning == "probabilities"
+    assert found.passed is right
+    if right:
+        assert checked(tmp_path / "photo.mlpackage", f"{net}:make", preprocessing=settings, accumulate="fp16").passed
 
 
 # --- several at once --------------------------------------------------------------------------------------------------
