@@ -28,7 +28,7 @@ def compression(console: Console, manifest: Manifest, *, explain: bool = False) 
             (
                 ("weights", f"{render.size(before)} -> {render.size(after)} ({after / before:.0%})"),
                 ("layers", f"{facts['compressed']} of {facts['layers']}{_left_out(facts['left_out'])}"),
-                ("measured on", facts["calibration"]),
+                ("measured on", facts["calibration"] + _unread(facts["unreadable"])),
                 ("estimated cost", _cost(facts["estimate"])),
             )
         )
@@ -38,6 +38,10 @@ def compression(console: Console, manifest: Manifest, *, explain: bool = False) 
         rows = [(item["name"], item["kind"], _where(item), item["why"]) for item in facts["left_out"]]
         _table(console, "Left as they are", ("layer", "kind", "where", "why"), rows, explain)
     console.print("The cost is that of the rewritten program in PyTorch; `mobilec validate` measures the file itself.")
+
+
+def _unread(unreadable: list[str]) -> str:
+    return f", {len(unreadable)} of them unreadable" if unreadable else ""
 
 
 def _left_out(left: list[dict[str, Any]]) -> str:

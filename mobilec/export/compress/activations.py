@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mobilec.errors import ExportError
-from mobilec.export.calibration import Calibration, Feeds
 from mobilec.export.compress.numbers import BINS, best_range
 from mobilec.export.compress.running import Runner
-
-Tell = Callable[[str], None]
-
-
-def tensors_of(feeds: Feeds, calibration: Calibration) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(feeds.tensors[spec.name])) for spec in calibration.inputs)
+from mobilec.export.compress.samples import Samples
 
 
-def readable(calibration: Calibration) -> Iterator[Feeds]:
-    """The batches in which some sample could be read."""
-    return (feeds for feeds in calibration if feeds.names)
-
-
-def measure_ranges(
-    runner: Runner, nodes: Iterable[str], calibration: Calibration, tell: Tell
-) -> dict[str, tuple[float, float]]:
+def measure_ranges(runner: Runner, nodes: Iterable[str], samples: Samples) -> dict[str, tuple[float, float]]:
     """For each tensor the range whose 256 values fit it best.
 
     Two rounds over the samples: the first finds lowest and highest, the second how often what between them occurs.
@@ -56,9 +42,8 @@ def measure_ranges(
         return value
 
     for what, see in (("ranges of activations", see_extremes), ("distributions of activations", see_counts)):
-        tell(f"measuring {what}")
-        for feeds in readable(calibration):
-            runner.run(tensors_of(feeds, calibration), see)
+        for tensors, _ in samples.batches(f"measuring {what}"):
+            runner.run(tensors, see)
     return {
         name: best_range(low, high, counts[name]) if name in counts else (low, high)
         for name, (low, high) in extremes.items()

@@ -12,15 +12,16 @@ from torch.export import ExportedProgram
 
 from mobilec.errors import ExportError
 from mobilec.export.calibration import Calibration
-from mobilec.export.compress.activations import Tell, measure_ranges
+from mobilec.export.compress.activations import measure_ranges
 from mobilec.export.compress.build import Stored, build, store_weight
 from mobilec.export.compress.fidelity import Fidelity, compare
 from mobilec.export.compress.layers import Candidate, find_layers, kept
 from mobilec.export.compress.numbers import Affine, affine
 from mobilec.export.compress.palettes import Palette
 from mobilec.export.compress.running import Runner
+from mobilec.export.compress.samples import Samples, Tell
 from mobilec.export.compress.schemes import Compression, Format, Scheme
-from mobilec.export.compress.sensitivity import leave_out, measure_layers, some
+from mobilec.export.compress.sensitivity import leave_out, measure_layers
 
 NAMED = "named with --keep"
 SENSITIVE = "sensitive"
@@ -56,7 +57,8 @@ def compress(program: ExportedProgram, compression: Compression, calibration: Ca
     reasons = dict.fromkeys(named, NAMED)
     chosen = [layer for layer in layers if layer.name not in named]
     reference = Runner(program)
-    activations = _activations(reference, chosen, scheme, form, calibration, tell)
+    samples = Samples(calibration, tell)
+    activations = _activations(reference, chosen, scheme, form, samples)
     tell("compressing weights")
     stored = {
         layer.name: store_weight(
@@ -69,23 +71,21 @@ def compress(program: ExportedProgram, compression: Compression, calibration: Ca
     chosen = [layer for layer in chosen if layer.name not in reasons]
     costs: dict[str, Fidelity] = {}
     if compression.limit is not None and chosen:
-        samples = some(calibration)
-        costs = measure_layers(reference, chosen, stored, activations, samples, tell)
-        choice = leave_out(
-            program, reference, chosen, costs, compression.limit, stored, activations, form, samples, tell
-        )
+        few = samples.some()
+        costs = measure_layers(reference, chosen, stored, activations, few)
+        choice = leave_out(program, reference, chosen, costs, compression.limit, stored, activations, form, few)
         reasons |= dict.fromkeys(choice.left_out, SENSITIVE)
         chosen = [layer for layer in chosen if layer.name not in reasons]
     if not chosen:
         raise ExportError("nothing is left to compress", hint="keep fewer layers, or export without compression")
     built = build(program, chosen, stored, activations, form)
-    tell("measuring what compression costs")
-    fidelity = compare(reference, Runner(built.program), calibration)
+    fidelity = compare(reference, Runner(built.program), samples, "measuring what compression costs")
     left = tuple(_layer(layer, reasons[layer.name]) for layer in layers if layer.name in reasons)
     report = {
         "scheme": scheme.what,
         "calibration": calibration.source,
         "made_up": calibration.made_up,
+        "unreadable": list(samples.unreadable),
         "layers": len(layers),
         "compressed": len(chosen),
         "left_out": left,
@@ -97,7 +97,7 @@ def compress(program: ExportedProgram, compression: Compression, calibration: Ca
             {**_layer(layer, ""), "psnr_db": costs[layer.name].psnr_db} for layer in layers if layer.name in costs
         ],
     }
-    return Compressed(built.program, built.palettes, report, _notes(compression, calibration, fidelity))
+    return Compressed(built.program, built.palettes, report, _notes(compression, samples, fidelity))
 
 
 def _activations(
@@ -105,14 +105,13 @@ def _activations(
     layers: Sequence[Candidate],
     scheme: Scheme,
     form: Format,
-    calibration: Calibration,
-    tell: Tell,
+    samples: Samples,
 ) -> dict[str, Affine]:
     if not scheme.activations:
         return {}
     nodes = {layer.source for layer in layers if not layer.source_is_constant}
     nodes |= {layer.end for layer in layers if not layer.ends_program}
-    ranges = measure_ranges(reference, nodes, calibration, tell)
+    ranges = measure_ranges(reference, nodes, samples)
     return {name: affine(low, high, signed=form.signed, half=form.half) for name, (low, high) in ranges.items()}
 
 
@@ -121,8 +120,11 @@ def _layer(layer: Candidate, why: str) -> dict[str, Any]:
     return {**facts, "why": why} if why else facts
 
 
-def _notes(compression: Compression, calibration: Calibration, fidelity: Fidelity) -> tuple[str, ...]:
-    notes = []
+def _notes(compression: Compression, samples: Samples, fidelity: Fidelity) -> tuple[str, ...]:
+    notes, calibration = [], samples.calibration
+    if samples.unreadable:
+        first = next(iter(samples.unreadable))
+        notes.append(f"{len(samples.unreadable)} of {calibration.total} images could not be read: {first}")
     if calibration.made_up:
         what = "ranges of activations and the accuracy cost were" if compression.scheme.activations else "the cost was"
         notes.append(f"no images were given: {what} measured on {calibration.source}; give real ones with --images")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mobilec.export.calibration import Calibration
-from mobilec.export.compress.activations import readable, tensors_of
 from mobilec.export.compress.running import Runner
+from mobilec.export.compress.samples import Samples
 from mobilec.export.compress.schemes import Limit
 
 
@@ -89,12 +88,11 @@ def psnr_db(reference: Tensor, other: Tensor) -> float:
     return 10 * math.log10(peak**2 / error) if peak and math.isfinite(error) else -math.inf
 
 
-def compare(reference: Runner, other: Runner, calibration: Calibration) -> Fidelity:
-    """Runs both on every sample."""
+def compare(reference: Runner, other: Runner, samples: Samples, what: str) -> Fidelity:
+    """Runs both on every sample; ``what`` for, as progress tells it."""
     tally = Tally()
-    for feeds in readable(calibration):
-        tensors = tensors_of(feeds, calibration)
-        tally.add(reference.run(tensors), other.run(tensors), len(feeds.names))
+    for tensors, count in samples.batches(what):
+        tally.add(reference.run(tensors), other.run(tensors), count)
     return tally.close()
 
 

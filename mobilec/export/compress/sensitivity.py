@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from mobilec.errors import ExportError
-from mobilec.export.calibration import Calibration
-from mobilec.export.compress.activations import Tell, readable, tensors_of
 from mobilec.export.compress.build import Stored, build
 from mobilec.export.compress.fidelity import Fidelity, Tally, compare, worst_first
 from mobilec.export.compress.layers import Candidate
 from mobilec.export.compress.numbers import Affine, fake
 from mobilec.export.compress.running import Runner
+from mobilec.export.compress.samples import Samples
 from mobilec.export.compress.schemes import Format, Limit
-
-SAMPLES = 16  # images at most: each is run once for every layer
-_TOLD = 10  # times a long stage says how far it is
 
 
 @dataclass(frozen=True)
@@ -30,21 +26,12 @@ class Choice:
     fidelity: Fidelity
 
 
-def some(calibration: Calibration) -> Calibration:
-    """``SAMPLES`` images, evenly from all of them; folders are often sorted by class."""
-    files = calibration.files
-    if len(files) <= SAMPLES:
-        return calibration
-    return replace(calibration, files=tuple(files[index * len(files) // SAMPLES] for index in range(SAMPLES)))
-
-
 def measure_layers(
     runner: Runner,
     layers: Sequence[Candidate],
     stored: Mapping[str, Stored],
     activations: Mapping[str, Affine],
-    calibration: Calibration,
-    tell: Tell,
+    samples: Samples,
 ) -> dict[str, Fidelity]:
     """What each layer costs when it alone is compressed. Raises ExportError for a program that writes in place."""
     if runner.writes:
@@ -54,14 +41,10 @@ def measure_layers(
         )
     changes = {layer.name: _alone(runner, layer, stored[layer.name], activations) for layer in layers}
     tallies = {layer.name: Tally() for layer in layers}
-    total, done = calibration.total, 0
-    for feeds in readable(calibration):
-        if done % max(1, total // _TOLD) == 0:
-            tell(f"measuring {len(layers)} layers one by one, sample {done + 1} of {total}")
-        done += len(feeds.names)
-        reference, changed = runner.run_each(tensors_of(feeds, calibration), changes)
+    for tensors, count in samples.batches(f"measuring {len(layers)} layers one by one"):
+        reference, changed = runner.run_each(tensors, changes)
         for name, outputs in changed.items():
-            tallies[name].add(reference, outputs, len(feeds.names))
+            tallies[name].add(reference, outputs, count)
     return {name: tally.close() for name, tally in tallies.items()}
 
 
@@ -91,8 +74,7 @@ def leave_out(
     stored: Mapping[str, Stored],
     activations: Mapping[str, Affine],
     form: Format,
-    calibration: Calibration,
-    tell: Tell,
+    samples: Samples,
 ) -> Choice:
     """Leaves out the layers that cost most, as few as reach the limit (found by halving).
 
@@ -101,10 +83,10 @@ def leave_out(
     order = worst_first((layer.name, costs[layer.name].psnr_db) for layer in layers)
 
     def without(count: int) -> Fidelity:
-        tell(f"trying without {count} of {len(layers)} layers")
         left = set(order[:count])
         rest = [layer for layer in layers if layer.name not in left]
-        return compare(reference, Runner(build(program, rest, stored, activations, form).program), calibration)
+        built = Runner(build(program, rest, stored, activations, form).program)
+        return compare(reference, built, samples, f"trying without {count} of {len(layers)} layers")
 
     fewest, fidelity = 0, without(0)
     if not fidelity.meets(limit):

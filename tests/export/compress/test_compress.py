@@ -225,6 +225,16 @@ def test_no_image_that_can_be_read(program, tmp_path):
         compress(program, PALETTE, calibration([IMAGE], [tmp_path]), quiet)
 
 
+def test_an_image_that_cannot_be_read_is_counted_and_named(program, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    Image.new("RGB", (SIZE, SIZE), (9, 99, 200)).save(tmp_path / "b.png")
+    done = compress(program, Compression(W8A8, ONNX), calibration([IMAGE], [tmp_path]), quiet)
+    assert len(done.report["unreadable"]) == 1
+    assert done.report["estimate"]["samples"] == 1
+    assert done.notes[0].startswith("1 of 2 images could not be read: ")
+    assert "a.png" in done.notes[0]
+
+
 def test_the_same_input_gives_the_same_program(program):
     first, second = (compress(program, Compression(W8A8, COREML), probes(), quiet) for _ in range(2))
     assert first.report == second.report
