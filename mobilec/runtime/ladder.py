@@ -216,8 +216,14 @@ def _rewritten(
     return rungs
 
 
-def file_graph(path: Path, manifest: Manifest, storage: str = "fp32") -> Callable[[], OpGraph] | None:
-    """Opens a model file op by op; None for a format that cannot be."""
+def file_graph(path: Path, manifest: Manifest, storage: str = "") -> Callable[[], OpGraph] | None:
+    """Opens a model file op by op; None for a format that cannot be.
+
+    Args:
+        storage: of Core ML's tensors, as in ``Numerics``. By default what an fp32 file declares (where it has no
+            business to round, it is seen when it does), and fp32 arithmetic for any other.
+    """
+    storage = storage or ("declared" if manifest.precision == "fp32" else "fp32")
     names = [spec.name for spec in manifest.inputs]
     results = [spec.name for spec in manifest.outputs]
 

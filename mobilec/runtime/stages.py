@@ -236,7 +236,12 @@ def _cases(feeder: Feeder, images: str | Path | Sequence[str | Path]) -> Any:
 def _outputs(rung: Rung, case: Case, manifest: Manifest) -> dict[str, np.ndarray]:
     """Outputs of a stage by the manifest's names, class scores in the meaning that it gives them."""
     arrays = rung.outputs(feeds_of(case, rung.form, manifest))
-    return {spec.name: as_stated(array, spec) for spec, array in zip(manifest.outputs, arrays, strict=True)}
+    named = {}
+    for spec, array in zip(manifest.outputs, arrays, strict=True):
+        if array.ndim == len(spec.shape) - 1:  # a classifier's dictionary is one row
+            array = array[None]
+        named[spec.name] = as_stated(array, spec)
+    return named
 
 
 def feeds_of(case: Case, form: Form, manifest: Manifest) -> list[np.ndarray]:

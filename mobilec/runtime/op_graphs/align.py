@@ -203,7 +203,8 @@ class _Aligner:
         near = shelf.near(seen, self.close) if shelf is not None else {}
         if not near:
             return None
-        if namesake is not None:
+        # What is only what another tensor is already says nothing of names: an operation may have lost what it did.
+        if namesake is not None and (namesake in near or not self.taken & near.keys()):
             self.known_names += 1
             self.true_names += namesake in near
         for wanted in (output, namesake):
