@@ -18,7 +18,7 @@ from support.mil_ops import build, compute, run, uniform
 
 f32 = np.float32
 GRID = np.arange(1, 17, dtype=f32).reshape(1, 1, 4, 4)
-SIZES = [(1, 1), (3, 7), (7, 3), (4, 8), (5, 2), (26, 64), (9, 1), (6, 6)]
+SIZES = [(1, 1), (4, 2), (3, 7), (7, 3), (4, 8), (5, 2), (26, 64), (9, 1), (6, 6)]
 
 
 def _row(values: Any) -> np.ndarray:
