@@ -80,6 +80,8 @@ def _judged(node: NodeRanges) -> tuple[str, str, float]:
         step = _overflowing(node.hidden, ("stored",))
         if step is not None:
             return BREAKS, _beyond(step.name, step.range.largest, step.range.overflows), step.range.largest
+        if node.inputs_break and not node.broken_in_program:
+            return MAY_BREAK, "NaN or infinity, where subnormal numbers are flushed to zero", output.largest
         if node.inputs_break:
             return (
                 BREAKS,

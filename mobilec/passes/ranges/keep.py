@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from mobilec.errors import ExportError
+from mobilec.passes.ranges.half import Range
 from mobilec.passes.ranges.judge import BREAKS, FINE, Verdict, judge
 from mobilec.passes.ranges.run import Agreement, Inputs, Measured, Runner
 
@@ -64,14 +65,19 @@ def keep_enough(
             return Kept(_in_order(runner, reasons), measured.half, after, tries)
         if not waiting:
             raise ExportError(
-                f"the outputs keep {after.psnr_db:.1f} dB in half precision (at least {LEAST_PSNR_DB:g} are needed) "
-                f"though {len(reasons)} operators are kept in float32",
+                f"in half precision the outputs {_fare(after)} though {len(reasons)} operators are kept in float32",
                 hint="export with --precision fp32",
             )
         batch, waiting = waiting[:more], waiting[more:]
         more *= 2
         added = {v.node: v.what or f"{v.snr_db:.0f} dB are left of it" for v in batch}
         reasons = _closed(runner, measured, reasons | added)
+
+
+def _fare(agreement: Agreement) -> str:
+    if agreement.broken:
+        return f"hold {agreement.broken} numbers NaN or infinite"
+    return f"keep {agreement.psnr_db:.1f} dB and a cosine of {agreement.cosine:.5f}"
 
 
 def _closed(runner: Runner, measured: Measured, reasons: Mapping[str, str]) -> dict[str, str]:
@@ -86,12 +92,17 @@ def _closed(runner: Runner, measured: Measured, reasons: Mapping[str, str]) -> d
         if node is None or _cannot_hand_on(node.output.overflows, node.output.vanishes):
             reached |= dict.fromkeys(readers[name], f"reads what {name} hands on, beyond half precision")
         if node is not None and node.inputs_break:
-            reached |= dict.fromkeys(sources[name], f"gives {name} what half precision cannot hold")
+            lossy = [source for source in sources[name] if source in nodes and _is_beyond(nodes[source].output)]
+            reached |= dict.fromkeys(lossy, f"gives {name} what half precision cannot hold")
         for other, reason in reached.items():
             if other not in found and other in nodes:
                 found[other] = reason
                 waiting.append(other)
     return found
+
+
+def _is_beyond(output: Range) -> bool:
+    return output.overflows > 0 or output.vanishes > 0
 
 
 def _cannot_hand_on(overflows: float, vanishes: float) -> bool:

@@ -70,6 +70,8 @@ class NodeRanges:
         lost: name of a sum to the share of the increments that would change nothing, if it is kept in half precision.
         stored / worst: see the module; ``worst`` is None where no step is hidden and it is the same.
         inputs_break: whether the operator breaks although computed in float32, from inputs rounded to half.
+        broken_in_program: entries that are NaN or infinite where the whole program runs in half precision: what is
+            stored of a small number may be larger than it was (converters clamp constants), and a break not happen.
         moves: whether it only hands numbers on, so that what it loses was lost before.
     """
 
@@ -83,6 +85,7 @@ class NodeRanges:
     stored: Loss
     worst: Loss | None
     inputs_break: bool
+    broken_in_program: int
     moves: bool
 
 
@@ -142,7 +145,10 @@ class Runner:
         count = 0
         for given in feeds:
             exact = self._measure_one(given, gauges)
-            agreement.see(exact, self.run_half(given, frozenset()))
+            broken: dict[Node, int] = {}
+            agreement.see(exact, self.run_half(given, frozenset(), broken))
+            for node, gauge in gauges.items():
+                gauge.broken_in_program += broken.get(node, 0)
             outputs.append(exact)
             count += 1
             if progress is not None:
@@ -174,14 +180,19 @@ class Runner:
         return outputs
 
     def _start(self, given: Inputs) -> dict[Node, Any]:
-        inputs = self._editor.user_inputs
+        everything = self._editor.user_inputs
+        inputs = [node for node in everything if self._editor.is_tensor(node)]
+        # what forward was given as a number or None at capture has no other value
+        others = {
+            node: getattr(self._editor.input_spec(node).arg, "value", None) for node in everything if node not in inputs
+        }
         if len(given) != len(inputs):
             raise UsageError(f"{len(given)} inputs were given to a program of {len(inputs)}")
         fresh = {
             node: value.clone() if isinstance(value, Tensor) else value
             for node, value in zip(inputs, given, strict=True)
         }
-        return constants_for_run(self._steps, self._constants) | fresh
+        return constants_for_run(self._steps, self._constants) | others | fresh
 
     def _copies(self, step: Step, values: Mapping[Node, Any]) -> Mapping[Node, Any]:
         """The arguments, kept from a step that writes to them."""
@@ -282,9 +293,13 @@ class Runner:
 
     # --- the whole program in half ------------------------------------------------------------------------------------
 
-    def run_half(self, given: Inputs, kept: frozenset[str]) -> tuple[Any, ...]:
+    def run_half(self, given: Inputs, kept: frozenset[str], broken: dict[Node, int] | None = None) -> tuple[Any, ...]:
         """The outputs in half precision but for the nodes ``kept``, which compute in float32 and hand float32 on to
-        each other. Operators' insides are in float32 (sums too)."""
+        each other. Operators' insides are in float32 (sums too).
+
+        Args:
+            broken: filled with the NaN and infinite entries of each node that has any.
+        """
         outputs: tuple[Any, ...] = ()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
@@ -307,6 +322,8 @@ class Runner:
                         values[node] = apply(self._editor.root, step, values)
                     else:
                         values[node] = self._in_half(step, read, Steps(self.backend, round_stored=True))
+                    if broken is not None:
+                        broken[node] = _nonfinite(values[node])
                 for dead in drop:
                     values.pop(dead, None)
         return outputs
@@ -376,6 +393,7 @@ class _Gauge:
     worst: _LossCounter = field(default_factory=_LossCounter)
     has_worst: bool = False
     inputs_break: bool = False
+    broken_in_program: int = 0
 
     def record(self, node: Node) -> NodeRanges:
         return NodeRanges(
@@ -389,6 +407,7 @@ class _Gauge:
             stored=self.stored.result(),
             worst=self.worst.result() if self.has_worst else None,
             inputs_break=self.inputs_break,
+            broken_in_program=self.broken_in_program,
             moves=node.target in _MOVES,
         )
 
@@ -432,6 +451,14 @@ def _decibels(signal: float, error: float) -> float:
     if error == 0.0:
         return math.inf
     return 10 * math.log10(signal / error) if signal else -math.inf
+
+
+def _nonfinite(value: Any) -> int:
+    return sum(
+        int((~leaf.isfinite()).sum())
+        for leaf in tree_leaves(value)
+        if isinstance(leaf, Tensor) and leaf.dtype == torch.float32
+    )
 
 
 def _flat(value: Any) -> Tensor:
