@@ -144,7 +144,7 @@ class Bisection:
 
 
 def sentence(wrong: WrongOp) -> str:
-    """``first wrong op: Conv `node_conv2d_17` (blocks.2.proj, shvit.py:88): its constant ... differs; output off by ...``."""
+    """The finding in one line: the op, its place in PyTorch, what differs in it, how far its output is off."""
     op = wrong.op
     place = ", ".join(part for part in (op.module, op.source) if part)
     cause = "; ".join((*wrong.differences, _effect(wrong)))
@@ -215,7 +215,8 @@ def _order(climb: Climb) -> list[tuple[Rung, Rung]]:
 
 def _compare(climb: Climb, before: Rung, rung: Rung, case: Case, folder: Path | None) -> Pair:
     reference, candidate = (before.base or before.graph)(), rung.graph()  # type: ignore[misc]
-    given = tensors(reference, feeds_of(case, before.form, climb.manifest))
+    form = before.form if before.base is None else "adapted"
+    given = tensors(reference, feeds_of(case, form, climb.manifest))
     taken = tensors(candidate, feeds_of(case, rung.form, climb.manifest))
     found = align(
         reference,
@@ -372,7 +373,8 @@ class _Locator:
             makers = {name: op for op in self.reference.ops for name in op.outputs}
             return {name: (op.module, op.source) for name, op in makers.items()}
         graph = (program.base or program.graph)()  # type: ignore[misc]
-        given = tensors(graph, feeds_of(self.case, program.form, self.climb.manifest))
+        form = program.form if program.base is None else "adapted"
+        given = tensors(graph, feeds_of(self.case, form, self.climb.manifest))
         taken = tensors(self.reference, feeds_of(self.case, self.before.form, self.climb.manifest))
         close = CLOSE_IN_HALF if self.climb.manifest.precision != "fp32" else CLOSE
         found = align(graph, given, self.reference, taken, close=close, rewritten=program.name == "captured")

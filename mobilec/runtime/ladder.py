@@ -31,7 +31,7 @@ class Rung:
     Attributes:
         outputs: runs it: inputs in the manifest's order in ``form``, outputs in the manifest's order.
         graph: opens it op by op; None for an engine that runs files as a whole.
-        base: the same graph in the words that the next stage was made from, where those differ.
+        base: what the next stage was made from, where that is another graph; takes inputs in the form ``adapted``.
         half: it computes in half precision, the stage before it does not.
         rewritten: it was rewritten from the stage before it, so that names mislead.
     """
@@ -78,7 +78,8 @@ def climb(
     artifact: Artifact, scratch: Path, rule_files: Sequence[str | Path], threads: int | None, tell: Tell
 ) -> Ladder:
     """Make every stage that can be made again. Raises ArtifactError, BackendUnavailable, UsageError."""
-    from mobilec.export.rederive import steps_of
+    from mobilec.export.rederive import adapted, steps_of
+    from mobilec.export.writers import find_writer
     from mobilec.runtime.program_file import read_program
     from mobilec.runtime.program_session import program_specs
 
@@ -87,7 +88,11 @@ def climb(
     program = read_program(artifact.reference_path)
     inputs, _ = program_specs(program)
     notes: list[str] = []
-    rungs = [_torch(manifest, inputs, tell), _graph_rung("captured", "the captured program", "captured", _fx(program))]
+    # Scaled pixels and probabilities belong to the artefact, not to its rewriting.
+    classifier = manifest.labels is not None and find_writer(manifest.backend).classifier
+    taken = _fx(adapted(program, manifest.inputs, classifier=classifier))
+    captured = _graph_rung("captured", "the captured program", "captured", _fx(program), base=taken)
+    rungs = [_torch(manifest, inputs, tell), captured]
     rungs += _rewritten(program, manifest, scratch, rule_files, notes, tell)
     before = next(rung for rung in reversed(rungs) if not rung.not_run)
     anew = before.name == steps_of(manifest)[-1]

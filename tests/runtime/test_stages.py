@@ -182,6 +182,19 @@ def test_coreml_and_the_arithmetic_of_its_engine(precision: str, tmp_path: Path)
     assert wrong.op.source
 
 
+def test_pixels_and_probabilities_are_no_fault(tmp_path: Path) -> None:
+    """The interface of the artefact, scaled pixels and a softmax, stands between the captured and the rewritten."""
+    labels = [f"class {index}" for index in range(10)]
+    folder = tmp_path / "net"
+    mobilec.compile(Net(), to="coreml", out=folder, input_size=32, image_input=True, labels=labels, proof=False)
+    found = bisect(folder)
+    assert found.passed
+    assert not found.found
+    assert [pair.stage for pair in found.pairs][-1] == "runtime"
+    assert found.pairs[-1].half
+    assert found.pairs[-1].rounding
+
+
 def test_a_flipped_sign_fails_the_stage_and_exits_with_3(good: Path, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(good, tmp_path / "bad"))
     model = onnx.load(bad / "model.onnx")
