@@ -50,8 +50,13 @@ def test_onnx(name: str, shared: Path, tmp_path: Path) -> None:
     assert nowhere == NOWHERE_ONNX[name]
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *[("mobilevig_ti", "fp32"), ("ghostnetv2_100", "fp32"), ("emov2_1m", "fp32"), ("shvit_s1", "fp32")],
+        *[("mobilevig_ti", "fp16"), ("eca_mobilenetv2", "fp16"), ("care_s0", "fp16"), ("shvit_s1", "fp16")],
+    ],
+)
 def test_coreml(name: str, precision: str, shared: Path, tmp_path: Path) -> None:
     package = export(name, "coreml", shared, precision) / "model.mlpackage"
     numerics = Numerics("declared" if precision == "fp32" else "fp32")

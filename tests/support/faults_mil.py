@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from support.faults_onnx import middling
 from support.mlpackages import MODEL, WEIGHTS, Model_pb2
 
 Plant = Callable[[Path, int], str | None]  # the package, which of the places there are -> the op's name
@@ -87,7 +88,7 @@ def one_weight(package: Path, which: int) -> str | None:
     if op is None:
         return None
     offset, values = _blob(program, program.constant(op, "weight"))
-    values[np.argsort(np.abs(values))[int(0.7 * values.size)]] *= np.asarray(1.01, values.dtype)
+    values[middling(values)] *= np.asarray(1.01, values.dtype)
     _write(program, offset, values)
     return op.outputs[0].name
 
