@@ -69,7 +69,7 @@ def check_half(found: np.ndarray, wanted: np.ndarray, least_db: float = 40.0) ->
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_zoo(name: str, tmp_path: Path) -> None:
-    """Structured pictures; fp32 within 1e-4 of torch's largest logit (1.1e-5 at worst), half storage in fp16's gates."""
+    """Structured pictures; fp32 within 1e-4 of torch's largest logit (1.1e-5 at worst), half within fp16 gates."""
     module = mobilec.create_model(name).eval()
     pixels = np.stack([image for _, image in probe_images((SIZE, SIZE))][:2])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
