@@ -93,7 +93,8 @@ def make_plan(
             raise UsageError(f"a deployment target is not for {writer.title}", hint="leave --deployment-target out")
         exact = {name.lower(): name for name in writer.deployment_targets}.get(deployment_target.lower())
         deployment_target = _one_of("deployment target", exact or deployment_target, writer.deployment_targets)
-    kept = check_keep_fp32(keep_fp32, backend=writer.name, precision=chosen)
+    rest = writer.int8.precisions[0] if chosen == "int8" and writer.int8 is not None else chosen
+    kept = check_keep_fp32(keep_fp32, backend=writer.name, precision=rest)
     compression = choose(
         writer,
         precision=chosen,
