@@ -117,7 +117,8 @@ def training_images(folder: Path) -> tuple[Path, ...]:
 def measured(result: Validation) -> tuple[str, str]:
     """PSNR of the worst sample, and the share of samples with the reference's top-1 class."""
     passing = result.passing
-    level = "exact" if passing.psnr_db is None else f"{passing.psnr_db:.1f}"
+    infinite = next(gate.value for gate in result.gates if gate.name == "finite")
+    level = "NaN" if infinite else "exact" if passing.psnr_db is None else f"{passing.psnr_db:.1f}"
     return level, "" if passing.top1 is None else f"{passing.top1:.0%}"
 
 
