@@ -15,7 +15,7 @@ from mobilec import __version__
 from mobilec.errors import ExportError
 from mobilec.export.adapt import image_scaling
 from mobilec.export.blame import conversion_error, module_path, op_name
-from mobilec.export.compress.coreml_palettes import with_palettes
+from mobilec.export.compress.coreml_palettes import add_palettes
 from mobilec.export.half import check_fits_half
 from mobilec.export.keep_fp32 import core_ml_precision, mark, numbered, unmerged
 from mobilec.export.manifest import InputSpec, OutputSpec
@@ -56,6 +56,8 @@ OUTPUT_TYPES = {
 
 CLASS_LABEL_OUTPUT = "classLabel"
 _UNSIMPLIFIED = ["common::dedup_op_and_var_names"]  # without it a file may give two values one name
+# It writes `x * a + b` as a batch norm of variance 1, and leaves its epsilon at 1e-5: all of x is off by 5e-6.
+_INEXACT = {"common::fuse_elementwise_to_batchnorm"}
 _SPEC_FILE = "Data/com.apple.CoreML/model.mlmodel"
 
 # coremltools keeps global state (name counters, the current target), and so does `tempfile`.
@@ -154,7 +156,13 @@ def _convert(request: WriteRequest, program: ExportedProgram, package: Path, tar
     # coremltools writes weights to the system's temporary folder, and leaves them there when it is interrupted.
     tempfile.tempdir = str(request.scratch)
     found: set[bytes] = set()
-    pipeline = with_palettes(request.palettes, found) if request.palettes else None
+    if request.simplify:
+        pipeline = ct.PassPipeline.DEFAULT
+        pipeline.remove_passes(_INEXACT)
+        if request.palettes:
+            add_palettes(pipeline, request.palettes, found)
+    else:
+        pipeline = ct.PassPipeline(_UNSIMPLIFIED, "unsimplified")
     try:
         ct.convert(
             program,
@@ -166,7 +174,7 @@ def _convert(request: WriteRequest, program: ExportedProgram, package: Path, tar
             minimum_deployment_target=getattr(ct.target, target),
             skip_model_load=True,
             package_dir=str(package),
-            pass_pipeline=pipeline if request.simplify else ct.PassPipeline(_UNSIMPLIFIED, "unsimplified"),
+            pass_pipeline=pipeline,
         )
     finally:
         tempfile.tempdir = before

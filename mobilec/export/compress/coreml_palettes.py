@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 NAMESPACE, NAME = "mobilec", "palettes"
 
 
-def with_palettes(palettes: Mapping[bytes, Palette], found: set[bytes]) -> ct.PassPipeline:
-    """The default passes, and after them one that stores these weights as indices and tables.
+def add_palettes(pipeline: ct.PassPipeline, palettes: Mapping[bytes, Palette], found: set[bytes]) -> None:
+    """Behind the passes of ``pipeline`` one more, which stores these weights as indices and tables.
 
     Args:
         found: is told which of them it met; a pass of coremltools may have changed a weight before.
     """
-    import coremltools as ct
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
@@ -29,10 +28,8 @@ def with_palettes(palettes: Mapping[bytes, Palette], found: set[bytes]) -> ct.Pa
                 _replace(function, palettes, found)
 
     PASS_REGISTRY.add(NAMESPACE, Palettes, True, NAME)
-    pipeline = ct.PassPipeline.DEFAULT
     pipeline.append_pass(f"{NAMESPACE}::{NAME}")
     pipeline.append_pass("common::dead_code_elimination")
-    return pipeline
 
 
 def _replace(function: Any, palettes: Mapping[bytes, Palette], found: set[bytes]) -> None:
