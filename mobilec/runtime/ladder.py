@@ -12,7 +12,7 @@ from mobilec.passes.evidence import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
 
     from mobilec.export.artifact import Artifact
@@ -126,11 +126,11 @@ def _graph_rung(name: str, title: str, form: Form, graph: Callable[[], OpGraph],
     return Rung(name, title, form, outputs, once, **facts)  # type: ignore[arg-type]
 
 
-def tensors(graph: OpGraph, feeds: Sequence[np.ndarray]) -> dict[str, object]:
+def tensors(graph: OpGraph, feeds: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """Arrays in order as the tensors a graph is fed."""
     import torch
 
-    return {name: torch.from_numpy(array) for name, array in zip(graph.inputs, feeds, strict=True)}  # type: ignore[return-value]
+    return {name: torch.from_numpy(array) for name, array in zip(graph.inputs, feeds, strict=True)}
 
 
 def _fx(program: ExportedProgram) -> Callable[[], OpGraph]:

@@ -69,11 +69,21 @@ def _open_coreai(path: Path, manifest: Manifest | None, choice: Choice) -> Sessi
     return CoreAISession(path, inputs=manifest.inputs, outputs=manifest.outputs)
 
 
+def _open_tvm(path: Path, manifest: Manifest | None, choice: Choice) -> Session:
+    from mobilec.runtime.tvm_session import TvmSession
+
+    assert manifest is not None  # no suffix of FILES leads here
+    return TvmSession(
+        path, inputs=manifest.inputs, outputs=manifest.outputs, options=manifest.options, threads=choice.threads
+    )
+
+
 # manifest.backend -> opener of the model file, with the manifest where there is one
 OPENERS: dict[str, Callable[[Path, Manifest | None, Choice], Session]] = {
     "onnx": _open_onnx,
     "coreml": _open_coreml,
     "coreai": _open_coreai,
+    "tvm": _open_tvm,
 }
 
 # Model files that are opened without a manifest, by suffix.

@@ -136,11 +136,8 @@ def _attributes(node: Node) -> dict[str, Any]:
     from torch.fx import Node as FxNode
     from torch.fx.node import map_arg
 
-    names = [argument.name for argument in node.target._schema.arguments] if _has_schema(node) else []
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     plain = {key: map_arg(value, lambda _: "*") for key, value in given.items() if not isinstance(value, FxNode)}
     return {key: str(value) for key, value in plain.items()}
-
-
-def _has_schema(node: Node) -> bool:
-    return hasattr(node.target, "_schema")
