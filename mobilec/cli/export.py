@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         "Model and weights": ("checkpoint", "num_classes", "replace_head", "pretrained"),
         "Input": ("input_size", "input_shape", "dynamic_batch"),
         "Preprocessing, kept in the manifest": ("mean", "std", "color", "crop_pct", "labels"),
-        "Format": ("precision", "deployment_target", "image_input"),
+        "Format": ("precision", "deployment_target", "cpu", "image_input"),
         "Fewer bits": ("compress", "keep", "sensitivity", "keep_fp32", "images"),
         "Rewrites": ("target", "skip_rule", "only_rule", "rule_files", "proof", "explain"),
     },
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
         "mobilec export net.py:make --to coreml --input-shape x:1,3,192,192 --precision fp32",
     ),
 )
-@click.command("export", cls=Verb, short_help="Write a model as ONNX, Core ML or Core AI.")
+@click.command("export", cls=Verb, short_help="Write a model as ONNX, Core ML, Core AI or native kernels.")
 @click.argument("model")
-@click.option("--to", "backend", required=True, metavar="onnx|coreml|coreai", help="Format to write.")
+@click.option("--to", "backend", required=True, metavar="onnx|coreml|coreai|tvm", help="Format to write.")
 @click.option("-o", "--output-dir", "out", type=FOLDER, metavar="DIR", help="Folder to write.  [default: MODEL-FORMAT]")
 @click.option("--force", is_flag=True, help="Replace an artefact that is already there.")
 @model_options
@@ -66,9 +66,10 @@ if TYPE_CHECKING:
 @click.option("--crop-pct", type=float, metavar="SHARE", help="Part of the image that the crop keeps; 1 is all.")
 @click.option("--labels", type=FOLDER, metavar="FILE", help="Class names, one a line.")
 @click.option(
-    "--precision", metavar="fp32|fp16|int8", help="Of weights and arithmetic.  [default: fp32 ONNX, else fp16]"
+    "--precision", metavar="fp32|fp16|int8", help="Of weights and arithmetic.  [default: fp16 Core ML and Core AI, else fp32]"
 )
 @click.option("--deployment-target", metavar="iOSN", help="Oldest system that must load it (Core ML).")
+@click.option("--cpu", metavar="NAME", help="host, x86-64-v3, ...: whose native kernels.  [default: host]")
 @click.option("--image-input", is_flag=True, help="Take pixels 0..255 and normalise inside the model.")
 @click.option("--compress", metavar="SCHEME", help="Weights alone: int8, or palettize4, 6 or 8 (Core ML).")
 @click.option(
@@ -103,6 +104,7 @@ def command(
     labels: Path | None,
     precision: str | None,
     deployment_target: str | None,
+    cpu: str | None,
     image_input: bool,
     compress: str | None,
     keep: tuple[str, ...],
@@ -158,6 +160,7 @@ def command(
             target=target,
             dynamic_batch=dynamic_batch,
             deployment_target=deployment_target,
+            cpu=cpu,
             image_input=image_input,
             labels=names,
             preprocessing=preprocessing,

@@ -54,6 +54,7 @@ def compile(
     target: str | None = None,
     dynamic_batch: bool = False,
     deployment_target: str | None = None,
+    cpu: str | None = None,
     image_input: bool = False,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
@@ -73,7 +74,7 @@ def compile(
 
     Args:
         model: a module (float32, on the CPU), a zoo name, ``path/to/file.py:callable`` or ``timm:NAME``.
-        to: backend, ``onnx``, ``coreml`` or ``coreai``. out: folder to write; appears whole or not at all.
+        to: backend, ``onnx``, ``coreml``, ``coreai`` or ``tvm``. out: folder to write; appears whole or not at all.
         input_size: pixels, ``N`` or ``(height, width)``; the model's own resolution by default.
         input_shapes: name to shape, for modules that do not take one image; a type may stand behind the numbers, as in
             ``{"tokens": (1, 77, "int64")}``.
@@ -82,6 +83,7 @@ def compile(
             fp32 for ONNX, fp16 for Core ML and Core AI.
         target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for the others.
         dynamic_batch: leave the batch size open (ONNX).
+        cpu: what native kernels are compiled for (tvm): ``host`` or one of LLVM's names, this machine by default.
         deployment_target: oldest system that must load the file (Core ML), ``iOS17`` by default.
         image_input: take pixels 0..255 and normalise inside the model (Core ML).
         labels: class names by index. Core ML returns the most probable one and probabilities; others keep the names
@@ -118,6 +120,7 @@ def compile(
         rule_files=rule_files,
         dynamic_batch=dynamic_batch,
         deployment_target=deployment_target,
+        cpu=cpu,
         image_input=image_input,
         labels=labels,
         compress=compress,
@@ -169,6 +172,7 @@ def compile(
             outputs=outputs,
             precision=plan.stored_precision,
             deployment_target=plan.deployment_target,
+            cpu=plan.cpu,
             labels=plan.labels if plan.writer.classifier else None,
             description=f"{provenance.model}: {provenance.weights.summary}",
             facts=_facts(provenance, plan, inputs),

@@ -24,6 +24,7 @@ class Plan:
 
     Attributes:
         rules: the target's rewrites, then those of ``rule_files``; without the ``skipped`` ones, or ``only`` those.
+        cpu: what native kernels are for, None for this machine.
         deployment_target: in coremltools' spelling, None for the writer's default.
         labels: class names by index. created: UTC, ISO 8601.
         compression: None for a plain export. images: to calibrate on, none for built-in probes.
@@ -39,6 +40,7 @@ class Plan:
     rule_files: tuple[RuleFile, ...]
     dynamic_batch: bool
     deployment_target: str | None
+    cpu: str | None
     image_input: bool
     labels: tuple[str, ...] | None
     created: str
@@ -64,6 +66,7 @@ def make_plan(
     rule_files: Sequence[str | Path],
     dynamic_batch: bool,
     deployment_target: str | None,
+    cpu: str | None,
     image_input: bool,
     labels: Sequence[str] | None,
     compress: str | None = None,
@@ -88,6 +91,9 @@ def make_plan(
         raise UsageError(
             f"an image input is not for {writer.title}, which takes normalised numbers", hint="leave --image-input out"
         )
+    if cpu is not None and not writer.takes_cpu:
+        raise UsageError(f"a CPU is not for {writer.title}", hint="leave --cpu out")
+    writer.check(cpu)
     if deployment_target is not None:
         if not writer.deployment_targets:
             raise UsageError(f"a deployment target is not for {writer.title}", hint="leave --deployment-target out")
@@ -114,6 +120,7 @@ def make_plan(
         rule_files=own,
         dynamic_batch=dynamic_batch,
         deployment_target=deployment_target,
+        cpu=cpu,
         image_input=image_input,
         labels=_checked_labels(labels),
         created=export_time().strftime("%Y-%m-%dT%H:%M:%SZ"),

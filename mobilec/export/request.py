@@ -30,6 +30,7 @@ class WriteRequest:
         progress: told what is being done, in a few words.
         palettes: weights that are tables of few values, by their bytes in the type that is stored.
         keep_fp32: names of nodes of the program that an fp16 file computes in float32.
+        cpu: what native kernels are compiled for, as the user named it; None for this machine.
         simplify: let the backend's own simplifier run; without, the file is what its converter gave (for a comparison).
     """
 
@@ -46,6 +47,7 @@ class WriteRequest:
     facts: dict[str, str]
     progress: Callable[[str], None]
     simplify: bool = True
+    cpu: str | None = None
     keep_fp32: frozenset[str] = frozenset()
     palettes: Mapping[bytes, Palette] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mobilec.errors import UsageError, did_you_mean
-from mobilec.export import to_coreai, to_coreml, to_onnx
+from mobilec.export import to_coreai, to_coreml, to_onnx, to_tvm
 from mobilec.export.compress.schemes import W8A8, WEIGHT_SCHEMES, Scheme
 from mobilec.export.request import WriteRequest, Written
 
@@ -46,6 +46,8 @@ class Writer:
         signed_activations / integer_bias: form of 8-bit numbers. many_tables_since: target that has several tables a
             weight. deployment_default / at_least: the target where none is given, and whether one reads what another
             does.
+        takes_cpu: whether ``WriteRequest.cpu`` means anything. check: raises ExportError or UsageError at once where this
+            machine, or the CPU named, will not do.
         takes_unsimplified: whether ``write`` can leave its simplifier out (``WriteRequest.simplify``).
     """
 
@@ -59,6 +61,8 @@ class Writer:
     classifier: bool
     deployment_targets: tuple[str, ...]
     write: Callable[[WriteRequest], Written]
+    takes_cpu: bool = False
+    check: Callable[[str | None], None] = lambda cpu: None
     takes_unsimplified: bool = False
     int8: Storage | None = None
     compressions: tuple[Storage, ...] = ()
@@ -120,6 +124,20 @@ WRITERS: tuple[Writer, ...] = (
         classifier=False,
         deployment_targets=(),
         write=to_coreai.write,
+    ),
+    Writer(
+        name="tvm",
+        title="native kernels",
+        model_file="model.so",
+        precisions=("fp32",),
+        packages=("apache-tvm", "apache-tvm-ffi"),
+        dynamic_batch=False,
+        image_input=False,
+        classifier=False,
+        deployment_targets=(),
+        write=to_tvm.write,
+        takes_cpu=True,
+        check=to_tvm.check,
     ),
 )
 

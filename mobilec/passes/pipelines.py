@@ -234,7 +234,7 @@ TARGETS: dict[str, Target] = {
         ),
     ),
 }
-DEFAULT_TARGET: dict[str, str] = {"onnx": "cpu", "coreml": "ane", "coreai": "ane"}
+DEFAULT_TARGET: dict[str, str] = {"onnx": "cpu", "coreml": "ane", "coreai": "ane", "tvm": "cpu"}
 
 
 def rule_names(target: str | None = None) -> tuple[str, ...]:

@@ -389,7 +389,7 @@ def test_what_the_user_hears(small: nn.Module, tmp_path: Path, capfd: pytest.Cap
 
 def test_the_writers_are_an_explicit_table() -> None:
     names = [writer.name for writer in writers.WRITERS]
-    assert names == ["onnx", "coreml", "coreai"]
+    assert names == ["onnx", "coreml", "coreai", "tvm"]
     for writer in writers.WRITERS:
         assert writers.find_writer(writer.name) is writer
         assert writer.default_precision in writer.precisions

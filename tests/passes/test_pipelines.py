@@ -42,7 +42,7 @@ def test_every_rule_runs_somewhere_and_is_described() -> None:
 
 def test_defaults_exist() -> None:
     assert set(DEFAULT_TARGET.values()) <= set(TARGETS)
-    assert set(DEFAULT_TARGET) == {"onnx", "coreml", "coreai"}
+    assert set(DEFAULT_TARGET) == {"onnx", "coreml", "coreai", "tvm"}
 
 
 def test_a_name_twice_raises() -> None:

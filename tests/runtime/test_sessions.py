@@ -52,7 +52,7 @@ def expected(x: np.ndarray) -> np.ndarray:
 
 
 def test_every_backend_of_the_table_is_under_contract() -> None:
-    assert set(OPENERS) == {"onnx", "coreml", "coreai"}  # coreml itself: below; coreai: test_coreai_session
+    assert set(OPENERS) == {"onnx", "coreml", "coreai", "tvm"}  # coreml itself: below; others: test_*_session
 
 
 def test_specs_and_numbers(opener: Open) -> None:

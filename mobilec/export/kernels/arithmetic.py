@@ -1,0 +1,173 @@
+"""Functions of vectors, in instructions that every CPU has: no calls into a maths library, the same in all lanes.
+
+Largest errors against float64, over all of float32 (tested): `exp` 2e-7 relative (less than 1.9e-38 becomes 0),
+`sigmoid` 1.2e-7 and `tanh` 2.4e-7 absolute, `erf` 4e-7 absolute. NaN gives NaN, infinities give the limits.
+A comparison with NaN is false, so each Select is written to hand NaN on. What is used twice is given a name first
+(`named`): TVM walks expressions as trees, and nested repetition would take it exponential time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Expr = Any
+
+LOG2_E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6  # Cody and Waite: high has few bits, n * high is exact
+EXP_HIGHEST, EXP_LOWEST = 88.72283935546875, -86.9  # above: infinity; below: zero, for less than 1.9e-38
+ROUND, ROUND_BITS = 12582912.0, 0x4B400000  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
+# exp(r) = 1 + r + r^2 * EXP(r) on |r| <= ln(2)/2
+EXP = (0.5, 0.166666672, 0.0416664556, 0.00833329745, 0.00139345450, 0.000199004440)
+# erf(x) = x * ERF(x^2 / 8 - 1) on |x| <= 4: a Chebyshev fit, its coefficients fall off, so that Horner's rule is safe
+ERF_RANGE = 4.0
+ERF = (
+    0.353531033, -0.176576853, 0.131672651, -0.10768497, 0.0902472287, -0.0750277117, 0.0596873648,
+    -0.044235047, 0.0334372781, -0.0264005195, 0.0143791642, -0.00337581523, 0.0039114086, -0.00588802481,
+    0.00232284237,
+)  # fmt: skip
+
+
+def constant(number: float, like: Expr) -> Expr:
+    """``number`` in the type of ``like``, repeated over its lanes."""
+    from tvm import tirx
+
+    return tirx.const(number, str(like.ty.dtype))
+
+
+def choose(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    from tvm import tirx
+
+    return tirx.Select(condition, yes, no)
+
+
+def named(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
+    """``use`` of a name for ``value``, so that it is computed and looked at once however often it is used."""
+    from tvm import tirx
+
+    if isinstance(value, tirx.Var):
+        return use(value)
+    name = tirx.Var("v", str(value.ty.dtype))
+    return tirx.Let(name, value, use(name))
+
+
+def at_least(x: Expr, limit: float) -> Expr:
+    """max(x, limit); NaN stays."""
+    low = constant(limit, x)
+    return named(x, lambda v: choose(v < low, low, v))
+
+
+def at_most(x: Expr, limit: float) -> Expr:
+    """min(x, limit); NaN stays."""
+    high = constant(limit, x)
+    return named(x, lambda v: choose(v > high, high, v))
+
+
+def relu(x: Expr) -> Expr:
+    return at_least(x, 0.0)
+
+
+def polynomial(x: Expr, coefficients: tuple[float, ...]) -> Expr:
+    """Coefficients from the constant term up, by Horner's rule; ``x`` is a name."""
+    value = constant(coefficients[-1], x)
+    for factor in reversed(coefficients[:-1]):
+        value = value * x + constant(factor, x)
+    return value
+
+
+def exp(x: Expr) -> Expr:
+    """e to the x: 2**n * exp(r) with n the nearest integer to x / ln(2)."""
+    from tvm import tirx
+
+    real = str(x.ty.dtype)
+    whole = real.replace("float", "int")
+
+    def scaled(r: Expr, count: Expr) -> Expr:
+        value = polynomial(r, EXP) * (r * r) + r + constant(1.0, r)
+        exponent = count + tirx.const(126, whole)  # of 2**(n - 1): 2**128 would not fit
+        scale = tirx.reinterpret(real, exponent << tirx.const(23, whole))
+        return value * scale * constant(2.0, r)
+
+    def reduced(held: Expr, count: Expr) -> Expr:
+        n = tirx.Cast(real, count)  # TVM would cancel the added number against a subtracted one
+        rest = named(n, lambda n: held - n * constant(LN2_HIGH, held) - n * constant(LN2_LOW, held))
+        return named(rest, lambda r: scaled(r, count))
+
+    def inside(held: Expr) -> Expr:
+        shifted = held * constant(LOG2_E, held) + constant(ROUND, held)
+        count = tirx.reinterpret(whole, shifted) - tirx.const(ROUND_BITS, whole)
+        return named(count, lambda count: reduced(held, count))
+
+    def limited(x: Expr) -> Expr:
+        finite = named(at_least(at_most(x, EXP_HIGHEST), EXP_LOWEST), inside)
+        beyond = choose(x > constant(EXP_HIGHEST, x), constant(float("inf"), x), finite)
+        return choose(x < constant(EXP_LOWEST, x), constant(0.0, x), beyond)
+
+    return named(x, limited)
+
+
+def sigmoid(x: Expr) -> Expr:
+    one = constant(1.0, x)
+    return one / (one + exp(constant(0.0, x) - x))
+
+
+def tanh(x: Expr) -> Expr:
+    one, two = constant(1.0, x), constant(2.0, x)
+    return one - two / (exp(two * x) + one)
+
+
+def erf(x: Expr) -> Expr:
+    def inside(held: Expr) -> Expr:
+        square = held * held * constant(0.125, held) - constant(1.0, held)
+        return held * named(square, lambda u: polynomial(u, ERF))
+
+    value = named(at_least(at_most(x, ERF_RANGE), -ERF_RANGE), inside)
+    return at_least(at_most(value, 1.0), -1.0)
+
+
+def gelu(x: Expr) -> Expr:
+    half = constant(0.5, x)
+    return named(x, lambda v: v * (half + half * erf(v * constant(0.5**0.5, v))))
+
+
+def gelu_tanh(x: Expr) -> Expr:
+    half, one, slope = constant(0.5, x), constant(1.0, x), 0.7978845608028654  # sqrt(2 / pi)
+
+    def use(v: Expr) -> Expr:
+        return half * v * (one + tanh(v * (constant(slope, v) + constant(slope * 0.044715, v) * v * v)))
+
+    return named(x, use)
+
+
+def silu(x: Expr) -> Expr:
+    return named(x, lambda v: v * sigmoid(v))
+
+
+def hardsigmoid(x: Expr) -> Expr:
+    return at_least(at_most(x * constant(1 / 6, x) + constant(0.5, x), 1.0), 0.0)
+
+
+def hardswish(x: Expr) -> Expr:
+    return named(x, lambda v: v * hardsigmoid(v))
+
+
+def is_nan(x: Expr) -> Expr:
+    """By its bits: TVM takes x != x for false."""
+    from tvm import tirx
+
+    whole = str(x.ty.dtype).replace("float", "int")
+    return (tirx.reinterpret(whole, x) & tirx.const(0x7FFFFFFF, whole)) > tirx.const(0x7F800000, whole)
+
+
+def maximum(a: Expr, b: Expr) -> Expr:
+    """The larger; NaN when either is."""
+    return named(a, lambda a: named(b, lambda b: choose(is_nan(a), a, choose(a > b, a, b))))
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    """The smaller; NaN when either is."""
+    return named(a, lambda a: named(b, lambda b: choose(is_nan(a), a, choose(a < b, a, b))))
+
+
+# Functions of so many instructions that code for every vector of a tile would take long to compile.
+LONG = frozenset({exp, sigmoid, tanh, erf, gelu, gelu_tanh, silu})

@@ -1,0 +1,378 @@
+"""PyTorch's operators as kernels, arithmetic and views: one explicit table each."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mobilec.errors import ExportError
+from mobilec.export.kernels import arithmetic as ar
+from mobilec.export.kernels import layers
+from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.values import Gathered, Map, Stored, Value, cut, expand, permute, reshape
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+Function = Callable[..., Any]
+
+
+def lower_node(context: Context, node: Node) -> Any:
+    """What a node computes: a value, a kernel still open, or a tuple of values. Raises ExportError naming the node."""
+    from mobilec.export.blame import module_path, op_name
+
+    target = node.target
+    if target is operator.getitem:
+        whole, which = node.args
+        return context.found[whole][which]  # type: ignore[index]
+    if target in _views():
+        return view_of(node, context.value(node.args[0]))  # type: ignore[arg-type]
+    if target in _functions():
+        return _arithmetic(context, node, *_functions()[target](node))
+    if target in _kernels():
+        return _kernels()[target](context, node, *node.args, **node.kwargs)
+    place = module_path(node)
+    raise ExportError(
+        f"there is no native kernel for {op_name(node)}{f' in {place}' if place else ''}",
+        hint="export to ONNX, or write that part of the model with other operations",
+    )
+
+
+def _arithmetic(context: Context, node: Node, function: Function, operands: list[Any]) -> Found:
+    for operand in operands:
+        dtype = str(operand.meta["val"].dtype)
+        if dtype != "torch.float32":
+            raise ExportError(f"{node} computes with {dtype}: native kernels compute in float32 only")
+    return context.arithmetic(node, function, operands)
+
+
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+class _Views:
+    """Membership by operator, for those who only ask."""
+
+    def __contains__(self, target: object) -> bool:
+        return target in _views()
+
+
+VIEWS = _Views()
+
+
+def view_of(node: Node, value: Value) -> Any:
+    """A view operator applied to ``value``; a tuple of values for those that split."""
+    return _views()[node.target](node, value, *node.args[1:], **node.kwargs)
+
+
+@cache
+def _views() -> dict[Any, Callable[..., Any]]:
+    import torch
+
+    aten = torch.ops.aten
+    reshaped = (
+        aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints,
+        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.unflatten.int,
+    )  # fmt: skip
+    same = (
+        aten.clone.default, aten.contiguous.default, aten.alias.default, aten.dropout.default, aten.detach.default,
+        aten.lift_fresh_copy.default, aten.detach_.default,
+    )  # fmt: skip
+    return {
+        **dict.fromkeys(reshaped, lambda node, value, *_, **__: reshape(value, layers.shape_of(node))),
+        **dict.fromkeys(same, lambda node, value, *_, **__: value),
+        aten.permute.default: lambda node, value, axes: permute(value, [axis % len(axes) for axis in axes]),
+        aten.transpose.int: _transpose,
+        aten.expand.default: lambda node, value, *_, **__: expand(value, layers.shape_of(node)),
+        aten.slice.Tensor: _slice,
+        aten.select.int: _select,
+        aten.split_with_sizes.default: lambda node, value, sizes, axis=0: _split(value, sizes, axis),
+        aten.split.Tensor: lambda node, value, size, axis=0: _even_split(node, value, axis),
+        aten.chunk.default: lambda node, value, count, axis=0: _even_split(node, value, axis),
+        aten.upsample_nearest2d.vec: lambda node, value, *_: _nearest(value, layers.shape_of(node)),
+        aten.flip.default: _flip,
+    }
+
+
+def _transpose(node: Node, value: Value, first: int, second: int) -> Value:
+    axes = list(range(len(value.shape)))
+    axes[first], axes[second] = axes[second], axes[first]
+    return permute(value, axes)
+
+
+def _slice(node: Node, value: Value, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Value:
+    axis %= len(value.shape)
+    first, last, _ = slice(start, stop).indices(value.shape[axis])
+    return cut(value, axis, first, max(first, last), step)
+
+
+def _select(node: Node, value: Value, axis: int, which: int) -> Value:
+    axis %= len(value.shape)
+    which %= value.shape[axis]
+    return reshape(cut(value, axis, which, which + 1), layers.shape_of(node))
+
+
+def _split(value: Value, sizes: list[int], axis: int) -> tuple[Value, ...]:
+    axis %= len(value.shape)
+    starts = [sum(sizes[:at]) for at in range(len(sizes))]
+    return tuple(cut(value, axis, start, start + size) for start, size in zip(starts, sizes, strict=True))
+
+
+def _even_split(node: Node, value: Value, axis: int) -> tuple[Value, ...]:
+    return _split(value, [each.shape[axis] for each in node.meta["val"]], axis)
+
+
+def _nearest(value: Value, shape: tuple[int, ...]) -> Value:
+    """Rows and columns repeated: result i reads floor(i * old / new), as PyTorch does."""
+    old = value.shape
+
+    def where(index: Any) -> list[Any]:
+        spots = [
+            0 if old[axis] == 1 else index[axis] if old[axis] == shape[axis] else index[axis] * old[axis] // shape[axis]
+            for axis in (2, 3)
+        ]
+        return [index[0], index[1], *spots]
+
+    kept = {axis: axis for axis in range(4) if old[axis] == shape[axis]}
+    return Gathered(value, shape, where, kept)
+
+
+def _flip(node: Node, value: Value, axes: list[int]) -> Value:
+    flipped = {axis % len(value.shape) for axis in axes}
+
+    def where(index: Any) -> list[Any]:
+        return [value.shape[a] - 1 - i if a in flipped else i for a, i in enumerate(index)]
+
+    return Gathered(value, value.shape, where, {a: a for a in range(len(value.shape)) if a not in flipped})
+
+
+# --- arithmetic -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
+    import torch
+    from tvm import tirx
+
+    aten = torch.ops.aten
+
+    def one(function: Function) -> Callable[[Node], tuple[Function, list[Any]]]:
+        return lambda node: (function, [node.args[0]])
+
+    def power(node: Node) -> tuple[Function, list[Any]]:
+        exponent = float(node.args[1])  # type: ignore[arg-type]
+        known: dict[float, Function] = {
+            2.0: _square,
+            3.0: lambda x: ar.named(x, lambda v: v * v * v),
+            0.5: tirx.sqrt,
+            -0.5: lambda x: ar.constant(1.0, x) / tirx.sqrt(x),
+            -1.0: lambda x: ar.constant(1.0, x) / x,
+            1.0: lambda x: x,
+        }
+        if exponent not in known:
+            raise ExportError(f"there is no native kernel for the power {exponent}")
+        return known[exponent], [node.args[0]]
+
+    def gelu(node: Node) -> tuple[Function, list[Any]]:
+        return ar.gelu_tanh if node.kwargs.get("approximate") == "tanh" else ar.gelu, [node.args[0]]
+
+    def elu(node: Node) -> tuple[Function, list[Any]]:
+        given: list[Any] = [*node.args[1:], *[1.0, 1.0, 1.0][len(node.args) - 1 :]]
+        alpha, scale, inside = given
+
+        def bent(x: Any) -> Any:
+            below = (ar.exp(x * ar.constant(float(inside), x)) - ar.constant(1.0, x)) * ar.constant(float(alpha), x)
+            return ar.choose(x > ar.constant(0.0, x), x, below) * ar.constant(float(scale), x)
+
+        return (lambda x: ar.named(x, bent)), [node.args[0]]
+
+    return {
+        aten.add.Tensor: lambda node: _binary(node, lambda a, b: a + b, scaled=True),
+        aten.sub.Tensor: lambda node: _binary(node, lambda a, b: a - b, scaled=True),
+        aten.rsub.Scalar: lambda node: _binary(node, lambda a, b: b - a),
+        aten.mul.Tensor: lambda node: _binary(node, lambda a, b: a * b),
+        aten.div.Tensor: lambda node: _binary(node, lambda a, b: a / b),
+        aten.maximum.default: lambda node: _binary(node, ar.maximum),
+        aten.minimum.default: lambda node: _binary(node, ar.minimum),
+        aten.relu.default: one(ar.relu),
+        aten.relu6.default: one(lambda x: ar.at_most(ar.relu(x), 6.0)),
+        aten.sigmoid.default: one(ar.sigmoid),
+        aten.tanh.default: one(ar.tanh),
+        aten.exp.default: one(ar.exp),
+        aten.erf.default: one(ar.erf),
+        aten.silu.default: one(ar.silu),
+        aten.gelu.default: gelu,
+        aten.elu.default: elu,
+        aten.hardsigmoid.default: one(ar.hardsigmoid),
+        aten.hardswish.default: one(ar.hardswish),
+        aten.hardtanh.default: _hardtanh,
+        aten.clamp.default: _clamp_both,
+        aten.clamp_min.default: lambda node: _clamp(node, node.args[1], None),
+        aten.clamp_max.default: lambda node: _clamp(node, None, node.args[1]),
+        aten.leaky_relu.default: _leaky_relu,
+        aten.neg.default: one(lambda x: ar.constant(0.0, x) - x),
+        aten.abs.default: one(lambda x: ar.named(x, _magnitude)),
+        aten.sqrt.default: one(tirx.sqrt),
+        aten.rsqrt.default: one(lambda x: ar.constant(1.0, x) / tirx.sqrt(x)),
+        aten.reciprocal.default: one(lambda x: ar.constant(1.0, x) / x),
+        aten.square.default: one(_square),
+        aten.pow.Tensor_Scalar: power,
+    }  # fmt: skip
+
+
+def _binary(node: Node, function: Function, *, scaled: bool = False) -> tuple[Function, list[Any]]:
+    """A function of two operands of which one may be a number; ``alpha`` multiplies the second."""
+    first, second = node.args[:2]
+    alpha = float(node.kwargs.get("alpha", 1.0)) if scaled else 1.0  # type: ignore[arg-type]
+    if node.kwargs.get("rounding_mode") is not None:
+        raise ExportError(f"{node}: there is no native kernel for division that rounds")
+    if isinstance(second, int | float):
+        number = float(second) * alpha
+        return (lambda a: function(a, ar.constant(number, a))), [first]
+    if isinstance(first, int | float):
+        left = float(first)
+        return (lambda b: function(ar.constant(left, b), b)), [second]
+    if alpha != 1.0:
+        return (lambda a, b: function(a, b * ar.constant(alpha, b))), [first, second]
+    return function, [first, second]
+
+
+def _clamp(node: Node, low: Any, high: Any) -> tuple[Function, list[Any]]:
+    def function(x: Any) -> Any:
+        if low is not None:
+            x = ar.at_least(x, float(low))
+        return x if high is None else ar.at_most(x, float(high))
+
+    return function, [node.args[0]]
+
+
+def _clamp_both(node: Node) -> tuple[Function, list[Any]]:
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    return _clamp(node, low, node.args[2] if len(node.args) > 2 else node.kwargs.get("max"))
+
+
+def _hardtanh(node: Node) -> tuple[Function, list[Any]]:
+    low = node.args[1] if len(node.args) > 1 else -1.0
+    return _clamp(node, low, node.args[2] if len(node.args) > 2 else 1.0)
+
+
+def _leaky_relu(node: Node) -> tuple[Function, list[Any]]:
+    slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
+
+    def function(x: Any) -> Any:
+        return ar.named(x, lambda v: ar.choose(v < ar.constant(0.0, v), v * ar.constant(slope, v), v))
+
+    return function, [node.args[0]]
+
+
+def _square(x: Any) -> Any:
+    return ar.named(x, lambda v: v * v)
+
+
+def _magnitude(x: Any) -> Any:
+    return ar.choose(x < ar.constant(0.0, x), ar.constant(0.0, x) - x, x)
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _kernels() -> dict[Any, Callable[..., Any]]:
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten.conv1d.default: layers.conv1d,
+        aten.conv2d.default: layers.conv2d,
+        aten.linear.default: layers.linear,
+        aten.matmul.default: layers.matmul,
+        aten.bmm.default: layers.matmul,
+        aten.mm.default: layers.matmul,
+        aten.mean.dim: layers.mean,
+        aten.sum.dim_IntList: layers.total,
+        aten.amax.default: layers.largest,
+        aten.softmax.int: layers.softmax,
+        aten._softmax.default: layers.softmax,
+        aten.layer_norm.default: layers.layer_norm,
+        aten.group_norm.default: layers.group_norm,
+        aten.batch_norm.default: _batch_norm,
+        aten.max_pool2d.default: layers.max_pool2d,
+        aten.avg_pool2d.default: layers.avg_pool2d,
+        aten.adaptive_avg_pool2d.default: layers.adaptive_avg_pool2d,
+        aten.cat.default: _concatenate,
+        aten.pad.default: _pad,
+        aten.constant_pad_nd.default: lambda context, node, x, pads, value=0.0: _pad(
+            context, node, x, pads, "constant", value
+        ),
+    }
+
+
+def _batch_norm(
+    context: Context, node: Node, x: Node, weight: Any, bias: Any, mean: Node, variance: Node, training: bool,
+    momentum: float, epsilon: float, *_: Any,
+) -> Found:  # fmt: skip
+    import numpy as np
+
+    if training:
+        raise ExportError(f"{node} normalises by its own batch: call .eval() before exporting")
+    shape = layers.shape_of(node)
+    scale = 1.0 / np.sqrt(context.array(variance).astype(np.float64) + epsilon)
+    scale = scale * (context.array(weight) if weight is not None else 1.0)
+    shift = -context.array(mean) * scale + (context.array(bias) if bias is not None else 0.0)
+    lifted = [1, shape[1], *(1 for _ in shape[2:])]
+    both = [reshape(context.program.constant(each.astype(np.float32)), lifted) for each in (scale, shift)]
+    parts = (context.value(x), *(expand(each, shape) for each in both))
+    tree = Map(lambda a, s, t: a * s + t, parts, shape, "float32")
+    return context.write(tree) if len(node.users) > 1 else tree
+
+
+def _pad(context: Context, node: Node, x: Node, pads: list[int], mode: str = "constant", value: Any = None) -> Stored:
+    """The whole filled, then the input copied to its place. ``pads``: (before, after) of the last axis first."""
+    import numpy as np
+
+    from mobilec.export.kernels.loops import seq
+    from mobilec.export.kernels.pointwise import pointwise
+    from mobilec.export.kernels.values import leaves, order_of
+
+    if mode != "constant":
+        raise ExportError(f"{node} pads by {mode}: native kernels pad with a number")
+    shape, source = layers.shape_of(node), context.value(x)
+    filling = expand(context.program.constant(np.full(1, value or 0.0, np.float32)), shape)
+    starts = [0] * len(shape)
+    for at in range(len(pads) // 2):
+        axis, before, after = len(shape) - 1 - at, pads[2 * at], pads[2 * at + 1]
+        source = cut(source, axis, max(0, -before), source.shape[axis] - max(0, -after))
+        starts[axis] = max(0, before)
+
+    def write(target: Stored) -> Any:
+        place: Value = target
+        for axis, start in enumerate(starts):
+            place = cut(place, axis, start, start + source.shape[axis])
+        return seq([pointwise(filling, target, context.cpu), pointwise(source, place, context.cpu)])  # type: ignore[arg-type]
+
+    return context.program.call("pad", [*leaves(filling), *leaves(source)], shape, order_of(source), "float32", write)
+
+
+def _concatenate(context: Context, node: Node, parts: list[Node], axis: int = 0) -> Stored:
+    """Each part copied to its place, all in one kernel."""
+    from mobilec.export.kernels.loops import seq
+    from mobilec.export.kernels.pointwise import pointwise
+    from mobilec.export.kernels.values import leaves, order_of
+
+    shape = layers.shape_of(node)
+    axis %= len(shape)
+    values = [context.value(part) for part in parts]
+    sizes = [value.shape[axis] for value in values]
+    starts = [sum(sizes[:at]) for at in range(len(sizes))]
+    largest = max(values, key=lambda value: value.shape[axis])
+
+    def write(target: Stored) -> Any:
+        places = [cut(target, axis, start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        return seq([pointwise(value, place, context.cpu) for value, place in zip(values, places, strict=True)])  # type: ignore[arg-type]
+
+    inputs = [leaf for value in values for leaf in leaves(value)]
+    return context.program.call("concat", inputs, shape, order_of(largest), "float32", write)
+
+
+__all__ = ["VIEWS", "Pending", "lower_node", "view_of"]

@@ -1,0 +1,214 @@
+"""Statements of kernels: loops, vectors over an axis, small arrays that stay in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+from mobilec.export.kernels.values import Stored, Value, address, evaluate, is_long
+
+Expr = Any
+Stmt = Any
+
+# A parallel launch costs a microsecond or two; less work than this many operations stays on one thread.
+WORTH_A_LAUNCH = 30_000
+_numbers = count()
+
+
+def seq(statements: Sequence[Stmt]) -> Stmt:
+    from tvm import tirx
+
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def loop(extent: int | Expr, body: Callable[[Expr], Stmt], *, start: int | Expr = 0, parallel: bool = False) -> Stmt:
+    """``body`` for start, start + 1, ... ; an extent of one needs no loop."""
+    from tvm import tirx
+
+    if isinstance(extent, int) and extent == 1:
+        return body(start)
+    variable = tirx.Var("i", "int32")
+    kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+    if isinstance(start, int) and start == 0:
+        return tirx.For(variable, 0, extent, kind, body(variable))
+    return tirx.For(variable, 0, extent, kind, body(variable + start))
+
+
+def nest(extents: Sequence[int], body: Callable[[list[Expr]], Stmt], *, work: int = 0) -> Stmt:
+    """``body`` for every index below ``extents``; with ``work`` operations in each, shared out over threads."""
+    total = 1
+    for extent in extents:
+        total *= extent
+    if total > 1 and total * work >= WORTH_A_LAUNCH:
+        return loop(total, lambda flat: body(unflatten(flat, extents)), parallel=True)
+
+    def inner(done: list[Expr]) -> Stmt:
+        if len(done) == len(extents):
+            return body(done)
+        return loop(extents[len(done)], lambda i: inner([*done, i]))
+
+    return inner([])
+
+
+def unflatten(flat: Expr, extents: Sequence[int]) -> list[Expr]:
+    """The index, below ``extents``, of the ``flat``-th element in row-major order."""
+    index: list[Expr] = []
+    for position, extent in reversed(list(enumerate(extents))):
+        if extent == 1:
+            index.append(0)
+        elif all(size == 1 for size in extents[:position]):
+            index.append(flat)
+        else:
+            index.append(flat % extent)
+            flat = flat // extent
+    return index[::-1]
+
+
+def pieces(size: int, lanes: int) -> list[tuple[int, int]]:
+    """(start, lanes) of vectors that cover ``size`` elements; the last overlaps its neighbour where they do not fit.
+
+    What lies under an overlap is computed twice, with the same result: every element is a function of the inputs.
+    """
+    while lanes > size:
+        lanes //= 2
+    starts = [*range(0, size - lanes + 1, lanes)]
+    if size % lanes:
+        starts.append(size - lanes)
+    return [(start, lanes) for start in starts]
+
+
+def over_lanes(size: int, lanes: int, body: Callable[[Expr, int], Stmt]) -> Stmt:
+    """``body(start, lanes)`` over all of ``pieces``: a loop, and one more where the last overlaps."""
+    covered = pieces(size, lanes)
+    width = covered[0][1]
+    statements = [loop(size // width, lambda i: body(i * width, width))]
+    if size % width:
+        statements.append(body(size - width, width))
+    return seq(statements)
+
+
+def exact_lanes(size: int, lanes: int, body: Callable[[Expr, int], Stmt]) -> list[Stmt]:
+    """As ``over_lanes`` without any overlap, for sums: what does not fill a vector comes one by one."""
+    whole = size // lanes
+    statements = [loop(whole, lambda i: body(i * lanes, lanes))] if whole else []
+    if size % lanes:
+        statements.append(loop(size % lanes, lambda i: body(i, 1), start=whole * lanes))
+    return statements
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def filled(number: float, lanes: int, dtype: str = "float32") -> Expr:
+    from tvm import tirx
+
+    return tirx.const(number, vector_type(dtype, lanes))
+
+
+def spread(value: Expr, lanes: int) -> Expr:
+    """A scalar repeated over lanes; a vector as it is."""
+    from tvm import tirx
+
+    return tirx.Broadcast(value, lanes) if lanes > 1 and "x" not in str(value.ty.dtype) else value
+
+
+def store(target: Stored, value: Expr, index: Sequence[Expr], axis: int | None = None, lanes: int = 1) -> Stmt:
+    """Write one element, or ``lanes`` neighbours along ``axis``."""
+    from tvm import tirx
+
+    place = address(target, index)
+    if lanes == 1:
+        return tirx.BufferStore(target.memory.buffer, value, [place])
+    assert axis is not None
+    places = [tirx.Ramp(place, target.strides[axis], lanes)]
+    return tirx.BufferStore(target.memory.buffer, spread(value, lanes), places)
+
+
+def finish(
+    tree: Value, target: Stored, place: Callable[[Expr, Expr], list[Expr]], rows: int,
+    columns: Sequence[tuple[Expr, int]], sums: Callable[[int, int], Expr],
+) -> list[Stmt]:  # fmt: skip
+    """Puts a tile of results through ``tree`` into ``target``, whose last axis the columns are of.
+
+    Where the tree holds long functions, the bare results are put into the first-level cache first and a loop over the
+    rows finishes them, so that the code is that of one row. (Not in ``target``: columns may overlap those of other
+    threads.)
+
+    Args:
+        place: (row, column) -> index. sums: (row, which of the columns) -> the vector of results.
+    """
+    axis = len(target.shape) - 1
+    cells = [(row, which) for row in range(rows) for which in range(len(columns))]
+
+    def cell(row: Expr, which: int, result: Expr) -> Stmt:
+        column, lanes = columns[which]
+        index = place(row, column)
+        return store(target, evaluate(tree, index, axis, lanes, result), index, axis, lanes)
+
+    if rows == 1 or not is_long(tree):
+        return [cell(row, which, sums(row, which)) for row, which in cells]
+
+    starts = [sum(lanes for _, lanes in columns[:which]) for which in range(len(columns))]
+    width = sum(lanes for _, lanes in columns)
+
+    def kept(memory: Any) -> Stmt:
+        from tvm import tirx
+
+        def spot(row: Expr, which: int) -> list[Expr]:
+            at, lanes = row * width + starts[which], columns[which][1]
+            return [tirx.Ramp(at, 1, lanes) if lanes > 1 else at]
+
+        def again(row: Expr) -> Stmt:
+            return seq([cell(row, which, tirx.BufferLoad(memory, spot(row, which))) for which in range(len(columns))])
+
+        bare = [tirx.BufferStore(memory, sums(row, which), spot(row, which)) for row, which in cells]
+        return seq([*bare, loop(rows, again)])
+
+    return [scratch(rows * width, kept)]
+
+
+class Registers:
+    """A small array of vectors at constant places, which LLVM keeps in registers."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """``sizes``: lanes of each vector."""
+        from tvm import tirx
+
+        self.sizes = list(sizes)
+        self.starts = [sum(self.sizes[:position]) for position in range(len(self.sizes))]
+        self.buffer = tirx.decl_buffer((sum(self.sizes),), "float32", name=f"tile_{next(_numbers)}", scope="local")
+
+    def _place(self, position: int) -> Expr:
+        from tvm import tirx
+
+        start, lanes = self.starts[position], self.sizes[position]
+        return tirx.Ramp(start, 1, lanes) if lanes > 1 else start
+
+    def get(self, position: int) -> Expr:
+        from tvm import tirx
+
+        return tirx.BufferLoad(self.buffer, [self._place(position)])
+
+    def put(self, position: int, value: Expr) -> Stmt:
+        from tvm import tirx
+
+        return tirx.BufferStore(self.buffer, spread(value, self.sizes[position]), [self._place(position)])
+
+    def fill(self, number: float) -> list[Stmt]:
+        return [self.put(position, filled(number, lanes)) for position, lanes in enumerate(self.sizes)]
+
+    def scope(self, body: Stmt) -> Stmt:
+        """``body`` with the array in it."""
+        from tvm import tirx
+
+        return tirx.SeqStmt([tirx.AllocBuffer(self.buffer), body])
+
+
+def scratch(size: int, body: Callable[[Any], Stmt]) -> Stmt:
+    """``body`` with an array of ``size`` float32 of its own."""
+    from tvm import tirx
+
+    buffer = tirx.decl_buffer((size,), "float32", name=f"scratch_{next(_numbers)}", scope="local")
+    return tirx.SeqStmt([tirx.AllocBuffer(buffer), body(buffer)])

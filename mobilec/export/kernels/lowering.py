@@ -1,0 +1,196 @@
+"""From a captured program to calls of kernels.
+
+Arithmetic waits: it goes into the kernel that computes its largest operand, or, as a tree, into the kernel that reads
+it. A tensor is written to memory when several read it, or when one reads it again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobilec.errors import ExportError
+from mobilec.export.kernels.cpu import Cpu
+from mobilec.export.kernels.pointwise import pointwise
+from mobilec.export.kernels.program import Program
+from mobilec.export.kernels.values import (
+    Hole,
+    Map,
+    Stored,
+    Value,
+    aligned,
+    expand,
+    leaves,
+    order_of,
+)
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+Write = Callable[[Value, Stored], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A kernel whose result has not been written: arithmetic may still be added to it.
+
+    Attributes:
+        name: for profiles. inputs: what its main loop reads. order: in which it wants to write, slowest axis first.
+        tree: what to do with the main loop's result (the Hole). write: (tree, target) -> the kernel's statement.
+    """
+
+    name: str
+    inputs: tuple[Stored, ...]
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    tree: Value
+    write: Write
+
+
+Found = Value | Pending
+
+
+@dataclass
+class Context:
+    """What the lowering of an operator works with.
+
+    Attributes:
+        found: results so far; a tuple where an operator has several.
+    """
+
+    program: Program
+    cpu: Cpu
+    found: dict[Node, Any] = field(default_factory=dict)
+    constants: dict[Node, np.ndarray] = field(default_factory=dict)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def array(self, node: Any) -> np.ndarray:
+        """The constant that a node is. Raises ExportError where it is computed."""
+        if node not in self.constants:
+            raise ExportError(f"{node} is computed as the model runs, native kernels need it as a constant")
+        return self.constants[node]
+
+    def value(self, node: Node) -> Value:
+        """A node's result as something to read; a kernel still open is finished."""
+        found = self._look(node)
+        if isinstance(found, Pending):
+            found = self.found[node] = self.finish(found)
+        return found
+
+    def stored(self, node: Node) -> Stored:
+        """A node's result in memory."""
+        value = self.value(node)
+        if not isinstance(value, Stored):
+            value = self.found[node] = self.write(value)
+        return value
+
+    def _look(self, node: Node) -> Any:
+        if node not in self.found and node in self.constants:
+            self.found[node] = self.program.constant(self.constants[node])
+        return self.found[node]
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def finish(self, pending: Pending) -> Stored:
+        return self.program.call(
+            pending.name,
+            [*pending.inputs, *leaves(pending.tree)],
+            pending.shape,
+            pending.order,
+            "float32",
+            lambda target: pending.write(pending.tree, target),
+        )
+
+    def write(self, value: Value, order: Sequence[int] | None = None, name: str = "pointwise") -> Stored:
+        """A value written to memory, in the order of what it is made from unless another is wanted."""
+        return self.program.call(
+            name,
+            leaves(value),
+            value.shape,
+            order if order is not None else order_of(value),
+            value.dtype,
+            lambda target: pointwise(value, target, self.cpu),
+        )
+
+    # --- arithmetic ------------------------------------------------------------------------------------------------
+
+    def arithmetic(self, node: Node, function: Callable[..., Any], operands: Sequence[Any]) -> Found:
+        """``function`` of operands (nodes; numbers are for the function itself), broadcast to the node's shape."""
+        shape = tuple(node.meta["val"].shape)
+        seen = [(operand, self._look(operand)) for operand in operands]
+        open_ones = [
+            (operand, each)
+            for operand, each in seen
+            if isinstance(each, Pending) and each.shape == shape and operands.count(operand) == 1
+        ]
+        host = max(open_ones, key=lambda pair: len(pair[1].inputs), default=None)
+        parts: list[Value] = []
+        for operand, _ in seen:
+            if host is not None and operand is host[0]:
+                parts.append(host[1].tree)
+                continue
+            value = self.value(operand)
+            if value.shape != shape and not isinstance(value, Stored):
+                value = self.stored(operand)  # once, not at each place it is repeated to
+            parts.append(expand(value, shape))
+        tree = Map(function, tuple(parts), shape, "float32")
+        if host is not None:
+            pending = replace(host[1], tree=tree)
+            return self.finish(pending) if len(node.users) > 1 else pending
+        return self.write(tree) if len(node.users) > 1 else tree
+
+
+def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str]) -> Any:
+    """The Relax module of a program with fixed shapes.
+
+    Raises ExportError for operators without a kernel, and for types other than float32.
+    """
+    import torch
+
+    from mobilec.export.kernels.aten import lower_node
+
+    signature = program.graph_signature
+    nodes = {node.name: node for node in program.graph.nodes}
+    tensors = {**program.state_dict, **program.constants}
+    given = [nodes[name] for name in signature.user_inputs if isinstance(name, str)]
+    shapes = [(name, _shape(node), _dtype(node)) for name, node in zip(names, given, strict=True)]
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    stored |= getattr(signature, "inputs_to_lifted_tensor_constants", {})
+    with Program(cpu, shapes) as building, torch.no_grad():
+        context = Context(building, cpu)
+        context.found.update(zip(given, building.inputs(), strict=True))
+        for name, target in stored.items():
+            context.constants[nodes[name]] = tensors[target].detach().contiguous().numpy()
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                context.found[node] = lower_node(context, node)
+        wanted = [nodes[name] for name in signature.user_outputs]
+        return building.close([_output(context, node) for node in wanted])
+
+
+def _output(context: Context, node: Node) -> Stored:
+    """A fresh, whole tensor in row-major order."""
+    value = context.value(node)
+    return context.write(value, order=range(len(value.shape)), name="output")
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    shape = tuple(node.meta["val"].shape)
+    if not all(isinstance(size, int) for size in shape):
+        raise ExportError(f"{node} has an open axis: native kernels are written for fixed shapes")
+    return shape
+
+
+def _dtype(node: Node) -> str:
+    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    if dtype != "float32":
+        raise ExportError(f"{node} is {dtype}: native kernels compute in float32 only")
+    return dtype
+
+
+__all__ = ["Context", "Found", "Hole", "Pending", "aligned", "lower"]

@@ -1,0 +1,134 @@
+"""Products of matrices, and of whatever is one: 1x1 convolutions, linear layers, attention.
+
+A tile of results stays in registers over all terms; what follows the product is applied to it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mobilec.export.kernels.cpu import Cpu
+from mobilec.export.kernels.loops import Registers, finish, loop, nest, seq, spread
+from mobilec.export.kernels.tiles import Tile, choose_tile
+from mobilec.export.kernels.values import Stored, Value, evaluate
+
+Expr = Any
+Stmt = Any
+FEW_ROWS = 190  # below, threads share out the weights; above, the rows, whose neighbours the next layer wants near
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring vectors of results. ``number``: which run. ``columns``: (first column, lanes) of each."""
+
+    number: Expr
+    columns: Sequence[tuple[Expr, int]]
+
+
+def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
+    """``weight`` [..., N] as tiles read it: [run][...][columns of the run], flat."""
+    flat = weight.reshape(-1, weight.shape[-1])
+    runs = [np.concatenate([flat[:, start : start + lanes] for start, lanes in run], axis=1) for run in tile.groups]
+    return np.concatenate([run.reshape(-1) for run in runs])
+
+
+def packed_vector(packed: Stored, tile: Tile, depth: int, run: Run, term: Expr, which: int) -> Expr:
+    """One vector of weights from where ``pack`` put it."""
+    from tvm import tirx
+
+    lanes = run.columns[which][1]
+    width = len(run.columns) * lanes
+    place = run.number * (depth * tile.vectors * lanes) + term * width + (packed.offset + which * lanes)
+    return tirx.BufferLoad(packed.memory.buffer, [tirx.Ramp(place, 1, lanes) if lanes > 1 else place])
+
+
+def by_run(tile: Tile, number: Expr, body: Callable[[Run], Stmt]) -> Stmt:
+    """``body`` of a run of columns. A last one that overlaps its neighbour, or is narrower, gets code of its own."""
+    groups, width = tile.groups, tile.vectors * tile.lanes
+    usual = [(at * tile.lanes, tile.lanes) for at in range(len(groups[0]))]
+    shifted = [(start + (len(groups) - 1) * width, lanes) for start, lanes in usual]
+    run = Run(number, [(number * width + start, lanes) for start, lanes in usual])
+    if list(groups[-1]) == shifted:
+        return body(run)
+    return last_apart(number, len(groups), lambda: body(run), lambda: body(Run(len(groups) - 1, groups[-1])))
+
+
+def last_apart(index: Expr, count: int, usual: Callable[[], Stmt], last: Callable[[], Stmt]) -> Stmt:
+    """``usual`` for every index but the last of ``count``."""
+    from tvm import tirx
+
+    if count == 1 or isinstance(index, int):
+        return last() if count == 1 or index == count - 1 else usual()
+    return tirx.IfThenElse(index < count - 1, usual(), last())
+
+
+def product(left: Stored, packed: Stored, tile: Tile, tree: Value, target: Stored) -> Stmt:
+    """``left`` [M, K] times packed weights, put through ``tree`` [M, N], into ``target`` [M, N]."""
+
+    def right(batch: list[Expr], run: Run, term: Expr, which: int) -> Expr:
+        return packed_vector(packed, tile, left.shape[1], run, term, which)
+
+    return _tiled(left, right, tile, tree, target)
+
+
+def batched_product(left: Stored, right: Stored, tree: Value, target: Stored, cpu: Cpu) -> Stmt:
+    """``left`` [..., M, K] times ``right`` [..., K, N], best without gaps along N, through ``tree`` into ``target``."""
+    axis = len(right.shape) - 1
+
+    def vector(batch: list[Expr], run: Run, term: Expr, which: int) -> Expr:
+        column, lanes = run.columns[which]
+        return evaluate(right, [*batch, term, column], axis, lanes)
+
+    tile = choose_tile(left.shape[-2], right.shape[-1], left.shape[-1], cpu)
+    return _tiled(left, vector, tile, tree, target)
+
+
+def _tiled(
+    left: Stored,
+    right: Callable[[list[Expr], Run, Expr, int], Expr],
+    tile: Tile,
+    tree: Value,
+    target: Stored,
+) -> Stmt:
+    """All tiles. ``right``: (batch index, run, term, which of the run's vectors) -> the factors of that vector."""
+    *batch, rows, depth = left.shape
+    down, across, rest = -(-rows // tile.rows), len(tile.groups), rows % tile.rows
+    rank = len(batch)
+
+    def one(index: list[Expr], row: Expr, height: int, run: Run) -> Stmt:
+        columns, width = run.columns, len(run.columns)
+        places = [(i, at) for i in range(height) for at in range(width)]
+        sums = Registers([columns[at][1] for _, at in places])
+
+        def terms(k: Expr) -> Stmt:
+            factors = [right(index, run, k, at) for at in range(width)]
+            rows_of = [evaluate(left, [*index, row + i, k]) for i in range(height)]
+            return seq(
+                [
+                    sums.put(n, sums.get(n) + spread(rows_of[i], columns[at][1]) * factors[at])
+                    for n, (i, at) in enumerate(places)
+                ]
+            )
+
+        done = finish(
+            tree, target, lambda i, column: [*index, row + i, column], height, columns,
+            lambda i, at: sums.get(i * width + at),
+        )  # fmt: skip
+        return sums.scope(seq([*sums.fill(0.0), loop(depth, terms), *done]))
+
+    def block(index: list[Expr], strip: Expr, number: Expr) -> Stmt:
+        def strips(run: Run) -> Stmt:
+            usual = lambda: one(index, strip * tile.rows, tile.rows, run)  # noqa: E731
+            last = lambda: one(index, (down - 1) * tile.rows, rest, run)  # noqa: E731
+            return last_apart(strip, down, usual, last) if rest else usual()
+
+        return by_run(tile, number, strips)
+
+    work = 2 * tile.rows * tile.vectors * tile.lanes * depth
+    if rows < FEW_ROWS:
+        return nest([*batch, across, down], lambda i: block(i[:rank], i[rank + 1], i[rank]), work=work)
+    return nest([*batch, down, across], lambda i: block(i[:rank], i[rank], i[rank + 1]), work=work)

@@ -1,0 +1,56 @@
+"""How many rows and vectors of results a kernel keeps in registers, by a count of what the tile costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from mobilec.export.kernels.cpu import Cpu
+from mobilec.export.kernels.loops import pieces
+
+LATENCY = 9.0  # multiply-adds that must be under way at once to keep both units busy
+CACHE_MISSES = 0.25  # what a multiply-add costs more when its rows do not stay in the first-level cache
+START = 12.0  # filling, finishing and storing a tile, in multiply-adds for each of its vectors
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``rows`` x ``vectors`` results in registers. ``columns``: (start, lanes) of all vectors across the result."""
+
+    rows: int
+    vectors: int
+    columns: tuple[tuple[int, int], ...]
+
+    @property
+    def lanes(self) -> int:
+        return self.columns[0][1]
+
+    @property
+    def groups(self) -> list[tuple[tuple[int, int], ...]]:
+        """The columns in runs of at most ``vectors``."""
+        return [self.columns[at : at + self.vectors] for at in range(0, len(self.columns), self.vectors)]
+
+
+@cache
+def choose_tile(rows: int, columns: int, depth: int, cpu: Cpu) -> Tile:
+    """The cheapest tile for a product of ``rows`` x ``columns`` results over ``depth`` terms."""
+    across = tuple(pieces(columns, cpu.lanes))
+    best: tuple[float, int, int] | None = None
+    for vectors in range(1, min(4, len(across)) + 1):
+        for height in range(1, min(rows, cpu.accumulators // vectors) + 1):
+            widths = [vectors] * (len(across) // vectors) + ([len(across) % vectors] if len(across) % vectors else [])
+            heights = ((rows // height, height), (1, rows % height))
+            cost = sum(n * _cost(h, v, depth, cpu) for n, h in heights if h for v in widths)
+            if best is None or cost < best[0]:
+                best = (cost, height, vectors)
+    assert best is not None
+    return Tile(best[1], best[2], across)
+
+
+def _cost(rows: int, vectors: int, depth: int, cpu: Cpu) -> float:
+    """Of one tile, in the time of a multiply-add: by arithmetic, loads, or latency, whichever is longest."""
+    size = rows * vectors
+    term = max(size, rows + vectors, LATENCY) + 0.2 * (rows + vectors)
+    if rows * depth > cpu.near_floats:
+        term += CACHE_MISSES * size
+    return depth * term + START * size

@@ -1,0 +1,216 @@
+"""Kernels that slide a window over an image: dense and depthwise convolutions, pools.
+
+Nothing is padded in memory. Up and down, the loop over the window's rows is cut to those inside the image; left and
+right, the tiles that touch an edge get code of their own, without the taps that would fall outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mobilec.export.kernels.arithmetic import maximum
+from mobilec.export.kernels.cpu import Cpu
+from mobilec.export.kernels.loops import Registers, filled, finish, loop, nest, pieces, seq, spread
+from mobilec.export.kernels.products import Run, by_run, packed_vector
+from mobilec.export.kernels.tiles import Tile
+from mobilec.export.kernels.values import Stored, Value, evaluate
+
+Expr = Any
+Stmt = Any
+
+
+@dataclass(frozen=True)
+class Window:
+    """One axis of a sliding window: its taps, and the image's and the result's sizes along that axis."""
+
+    taps: int
+    stride: int
+    before: int
+    dilation: int
+    size: int
+    results: int
+
+    def inside(self, result: int, tap: int) -> bool:
+        return 0 <= result * self.stride + tap * self.dilation - self.before < self.size
+
+    def place(self, result: Expr, tap: Expr) -> Expr:
+        return result * self.stride + tap * self.dilation - self.before
+
+    @property
+    def always_inside(self) -> bool:
+        return all(self.inside(result, tap) for result in (0, self.results - 1) for tap in (0, self.taps - 1))
+
+    def first_tap(self, result: Expr) -> Expr:
+        from tvm import tirx
+
+        return tirx.max((self.before - result * self.stride + self.dilation - 1) // self.dilation, 0)
+
+    def end_tap(self, result: Expr) -> Expr:
+        from tvm import tirx
+
+        reach = self.size + self.before - result * self.stride + self.dilation - 1
+        return tirx.min(reach // self.dilation, self.taps)
+
+    def over_taps(self, result: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
+        """A loop over the taps that lie inside the image for one result."""
+        if self.always_inside:
+            return loop(self.taps, body)
+        from tvm import tirx
+
+        start = self.first_tap(result)
+        variable = tirx.Var("tap", "int32")
+        extent = tirx.max(self.end_tap(result) - start, 0)
+        return tirx.For(variable, 0, extent, tirx.ForKind.SERIAL, body(variable + start))
+
+    def tiles(self, length: int) -> list[tuple[int, int, int, bool]]:
+        """(first result, results, repeats, whether all taps are inside), in order; like neighbours are repeats."""
+        found: list[tuple[int, int, int, bool]] = []
+        for start in range(0, self.results, length):
+            size = min(length, self.results - start)
+            whole = all(self.inside(r, tap) for r in (start, start + size - 1) for tap in (0, self.taps - 1))
+            if found and whole and found[-1][3] and found[-1][1] == size:
+                found[-1] = (found[-1][0], size, found[-1][2] + 1, True)
+            else:
+                found.append((start, size, 1, whole))
+        return found
+
+
+def dense(image: Stored, packed: Stored, tile: Tile, down: Window, across: Window, tree: Value, target: Stored) -> Stmt:
+    """A convolution. ``image`` [B, H, W, C], weights packed [y][x][C], ``tree`` and ``target`` [B, OH, OW, O]."""
+    batch, channels = image.shape[0], image.shape[3]
+    depth = down.taps * across.taps * channels
+
+    def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run) -> Stmt:
+        columns, width = run.columns, len(run.columns)
+        sums = Registers([lanes for _ in range(size) for _, lanes in columns])
+
+        def tap(y: Expr, x: Expr, rows: Sequence[int]) -> Stmt:
+            def terms(c: Expr) -> Stmt:
+                term = (y * across.taps + x) * channels + c
+                factors = [packed_vector(packed, tile, depth, run, term, at) for at in range(width)]
+                done = []
+                for r in rows:
+                    pixel = evaluate(image, [b, down.place(i, y), across.place(j + r, x), c])
+                    done += [
+                        sums.put(n, sums.get(n) + spread(pixel, columns[at][1]) * factors[at])
+                        for at in range(width)
+                        for n in (r * width + at,)
+                    ]
+                return seq(done)
+
+            return loop(channels, terms)
+
+        def row(y: Expr) -> Stmt:
+            if whole:
+                return loop(across.taps, lambda x: tap(y, x, range(size)))
+            reach = [[r for r in range(size) if across.inside(first + r, x)] for x in range(across.taps)]
+            return seq([tap(y, x, rows) for x, rows in enumerate(reach) if rows])
+
+        done = finish(
+            tree, target, lambda r, column: [b, i, j + r, column], size, columns,
+            lambda r, at: sums.get(r * width + at),
+        )  # fmt: skip
+        return sums.scope(seq([*sums.fill(0.0), down.over_taps(i, row), *done]))
+
+    def line(b: Expr, i: Expr, number: Expr) -> Stmt:
+        return by_run(
+            tile,
+            number,
+            lambda run: seq(
+                [
+                    loop(n, lambda t, s=start, z=size, w=whole: one(b, i, t * z + s, z, w, s, run))  # type: ignore[misc]
+                    for start, size, n, whole in across.tiles(tile.rows)
+                ]
+            ),
+        )
+
+    work = 2 * across.results * depth * tile.vectors * tile.lanes
+    groups = len(tile.groups)
+    if depth * target.shape[3] > image.shape[1] * image.shape[2] * channels:  # more weights than pixels
+        return nest([groups, batch, down.results], lambda at: line(at[1], at[2], at[0]), work=work)
+    return nest([batch, down.results, groups], lambda at: line(*at), work=work)
+
+
+def depthwise(
+    image: Stored, weights: Stored, down: Window, across: Window, tree: Value, target: Stored, cpu: Cpu
+) -> Stmt:
+    """One filter a channel. ``image`` [B, H, W, C], ``weights`` [KH, KW, C], ``tree`` and ``target`` [B, OH, OW, C]."""
+
+    def factor(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+        return evaluate(weights, [y, x, c], 2, lanes)
+
+    return _channelwise(image, down, across, tree, target, cpu, 0.0, lambda sum_, x, w: sum_ + x * w, factor)
+
+
+def max_pool(image: Stored, down: Window, across: Window, tree: Value, target: Stored, cpu: Cpu) -> Stmt:
+    """The largest of each window; NaN where there is one. Shapes as in ``depthwise``."""
+    lowest = float("-inf")
+    return _channelwise(
+        image, down, across, tree, target, cpu, lowest, lambda best, x, _: maximum(best, x), lambda *_: None
+    )
+
+
+def sum_pool(image: Stored, down: Window, across: Window, tree: Value, target: Stored, cpu: Cpu) -> Stmt:
+    """The sum of each window; ``tree`` divides it."""
+    return _channelwise(image, down, across, tree, target, cpu, 0.0, lambda sum_, x, _: sum_ + x, lambda *_: None)
+
+
+def _channelwise(
+    image: Stored,
+    down: Window,
+    across: Window,
+    tree: Value,
+    target: Stored,
+    cpu: Cpu,
+    start_value: float,
+    combine: Callable[[Expr, Expr, Expr], Expr],
+    factor: Callable[[Expr, Expr, Expr, int], Expr],
+) -> Stmt:
+    from tvm import tirx
+
+    batch, channels = target.shape[0], target.shape[3]
+    covered = pieces(channels, cpu.lanes)
+    lanes = covered[0][1]
+    length = _columns(across, cpu)
+
+    def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, c: Expr) -> Stmt:
+        sums = Registers([lanes] * size)
+
+        def row(y: Expr) -> Stmt:
+            done = []
+            for x in range(across.taps):
+                weight = factor(y, x, c, lanes)
+                for r in range(size):
+                    if whole or across.inside(first + r, x):
+                        pixel = evaluate(image, [b, down.place(i, y), across.place(j + r, x), c], 3, lanes)
+                        done.append(sums.put(r, combine(sums.get(r), pixel, weight)))
+            return seq(done)
+
+        done = finish(
+            tree, target, lambda r, column: [b, i, j + r, column], size, [(c, lanes)], lambda r, _: sums.get(r)
+        )
+        begin = [sums.put(r, filled(start_value, lanes)) for r in range(size)]
+        return sums.scope(seq([*begin, down.over_taps(i, row), *done]))
+
+    def line(piece: Expr, b: Expr, i: Expr) -> Stmt:
+        c = piece * lanes if channels % lanes == 0 else tirx.min(piece * lanes, channels - lanes)
+        return seq(
+            [
+                loop(n, lambda t, s=start, z=size, w=whole: one(b, i, t * z + s, z, w, s, c))  # type: ignore[misc]
+                for start, size, n, whole in across.tiles(length)
+            ]
+        )
+
+    work = 2 * across.results * down.taps * across.taps * lanes
+    if across.results * len(covered) <= 64:  # small images: each thread takes channels of its own
+        return nest([len(covered), batch, down.results], lambda at: line(*at), work=work)
+    return nest([batch, down.results, len(covered)], lambda at: line(at[2], at[0], at[1]), work=work)
+
+
+def _columns(across: Window, cpu: Cpu) -> int:
+    """Results of a tile: as many as registers hold beside a row of weights, in tiles of equal length."""
+    most = max(1, min(cpu.accumulators - across.taps, cpu.accumulators // 2))
+    count = -(-across.results // most)
+    return -(-across.results // count)

@@ -1,0 +1,107 @@
+"""Largest errors of the functions, over the numbers where they could be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import erf, expit
+
+from mobilec.export.kernels import arithmetic
+
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 88.7, 88.73, -86.8, -87.0, -104.0, 1e-8, 3e38, -3e38, 4.0, -4.0, 1e-40]
+
+
+def points() -> np.ndarray:
+    """Dense where the functions bend, sparse to the ends of float32; a whole number of vectors."""
+    signed = np.geomspace(1e-30, 3e38, 20_000)
+    parts = [np.linspace(-12, 12, 80_000), np.linspace(-110, 110, 40_000), signed, -signed, SPECIAL]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def compiled(functions: list[Callable[..., Any]], lanes: int) -> list[np.ndarray]:
+    """Each function of all points, in one library."""
+    import tvm
+    from tvm import tirx
+
+    from mobilec.export.kernels.cpu import find_cpu, target_of
+    from mobilec.export.kernels.loops import loop
+
+    x = points()
+    kernels = {}
+
+    def place(i: Any) -> Any:
+        return tirx.Ramp(i * lanes, 1, lanes) if lanes > 1 else i
+
+    for at, function in enumerate(functions):
+        given, result = (tirx.decl_buffer((len(x),), "float32", name=name) for name in ("given", "result"))
+        body = loop(
+            len(x) // lanes,
+            lambda i, f=function, g=given, r=result: tirx.BufferStore(r, f(tirx.BufferLoad(g, [place(i)])), [place(i)]),
+        )
+        kernel = tirx.PrimFunc([given, result], body).with_attr("global_symbol", f"f{at}")
+        kernels[f"f{at}"] = kernel.with_attr("tirx.noalias", True)
+    library = tvm.compile(tvm.IRModule(kernels), target=target_of(find_cpu()))
+    found = []
+    for at in range(len(functions)):
+        result = tvm.runtime.tensor(np.zeros_like(x))
+        library[f"f{at}"](tvm.runtime.tensor(x), result)
+        found.append(result.numpy().astype(np.float64))
+    return found
+
+
+def worst(found: np.ndarray, wanted: np.ndarray, *, relative: bool = False) -> float:
+    """The largest error where the true value is finite in float32; elsewhere both must be the same."""
+    infinite = ~(np.abs(wanted) <= np.finfo(np.float32).max)
+    np.testing.assert_array_equal(
+        found[infinite], np.where(np.isnan(wanted), wanted, np.sign(wanted) * np.inf)[infinite]
+    )
+    error = np.abs(found - wanted)[~infinite]
+    return float((error / np.abs(wanted[~infinite])).max() if relative else error.max())
+
+
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_errors_stay_below_what_is_stated(lanes: int) -> None:
+    functions = [arithmetic.exp, arithmetic.sigmoid, arithmetic.tanh, arithmetic.erf, arithmetic.gelu, arithmetic.relu]
+    exp, sigmoid, tanh, error, gelu, relu = compiled(functions, lanes)
+    x = points().astype(np.float64)
+    with np.errstate(all="ignore"):
+        true = np.exp(x)
+        small = true < 1.9e-38
+        assert np.all(exp[small] <= 1.9e-38)
+        assert worst(exp[~small], true[~small], relative=True) < 2e-7
+        assert worst(sigmoid, expit(x)) < 1.2e-7
+        assert worst(tanh, np.tanh(x)) < 2.4e-7
+        assert worst(error, erf(x)) < 4e-7
+        near = np.abs(x) < 12
+        assert worst(gelu[near], (0.5 * x * (1 + erf(x / np.sqrt(2))))[near]) < 2e-6
+        np.testing.assert_array_equal(relu, np.where(x < 0, 0, x))
+        assert np.isnan(gelu[-len(SPECIAL)])
+
+
+def test_larger_and_smaller_hand_on_nan() -> None:
+    import tvm
+    from tvm import tirx
+
+    from mobilec.export.kernels.cpu import find_cpu, target_of
+    from mobilec.export.kernels.loops import seq
+
+    a = np.array([1, np.nan, 2, np.nan, -np.inf, 0, 5, 7], np.float32)
+    b = np.array([2, 1, np.nan, np.nan, np.inf, -0.0, 5, 6], np.float32)
+    one, two, high, low = (tirx.decl_buffer((8,), "float32", name=name) for name in ("one", "two", "high", "low"))
+    place = [tirx.Ramp(0, 1, 8)]
+    left, right = tirx.BufferLoad(one, place), tirx.BufferLoad(two, place)
+    body = seq(
+        [
+            tirx.BufferStore(high, arithmetic.maximum(left, right), place),
+            tirx.BufferStore(low, arithmetic.minimum(left, right), place),
+        ]
+    )
+    kernel = tirx.PrimFunc([one, two, high, low], body).with_attr("global_symbol", "main")
+    library = tvm.compile(tvm.IRModule({"main": kernel}), target=target_of(find_cpu()))
+    tensors = [tvm.runtime.tensor(each) for each in (a, b, np.zeros(8, np.float32), np.zeros(8, np.float32))]
+    library["main"](*tensors)
+    np.testing.assert_array_equal(tensors[2].numpy(), np.maximum(a, b))
+    np.testing.assert_array_equal(tensors[3].numpy(), np.minimum(a, b))

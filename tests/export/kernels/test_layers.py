@@ -1,0 +1,184 @@
+"""Every template against PyTorch: odd channels, odd sizes, strides, borders, batches of one and of several."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mobilec.errors import ExportError
+from support.native import With, check_native, run_native
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("batch", "channels", "outs", "size"), [(1, 42, 21, 9), (3, 17, 50, 5)])
+def test_convolutions(batch: int, channels: int, outs: int, size: int) -> None:
+    parts = [
+        nn.Conv2d(channels, outs, 1),
+        nn.Conv2d(channels, outs, 1, bias=False),
+        nn.Conv2d(channels, outs, 1, stride=2),
+        nn.Conv2d(channels, outs, 3, padding=1),
+        nn.Conv2d(channels, outs, 3, stride=2, padding=1),
+        nn.Conv2d(channels, outs, 2, stride=2),
+        nn.Conv2d(channels, outs, 3, padding=2, dilation=2),
+        nn.Conv2d(channels, outs, (1, 5), padding=(0, 2)),
+    ]
+    check_native(parts, [numbers(batch, channels, size, size + 2)])
+
+
+def test_stems_and_groups() -> None:
+    check_native(
+        [nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(3, 24, 4, 4), nn.Conv2d(3, 8, 7, 2, 3), nn.Conv2d(3, 6, 3, groups=3)],
+        [numbers(2, 3, 20, 24)],
+    )
+    check_native([nn.Conv2d(16, 24, 3, padding=1, groups=4)], [numbers(1, 16, 7, 7)])
+
+
+@pytest.mark.parametrize(("batch", "channels", "size"), [(1, 42, 9), (3, 12, 17)])
+def test_depthwise(batch: int, channels: int, size: int) -> None:
+    kernels = [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), ((1, 11), 1), ((11, 1), 1)]
+    parts = []
+    for kernel, stride in kernels:
+        padding = kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
+        parts.append(nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels))
+    check_native(parts, [numbers(batch, channels, size, size - 1)])
+
+
+def test_what_follows_a_convolution_is_computed_with_it() -> None:
+    conv, low, squeeze = nn.Conv2d(20, 20, 1), nn.Conv2d(20, 20, 1), nn.Conv2d(20, 20, 1)
+    depthwise = nn.Conv2d(20, 20, 3, padding=1, groups=20)
+    scale = torch.randn(1, 20, 1, 1)
+    parts = [
+        With(lambda c, x: F.gelu(c(x)) * scale + x, conv),
+        With(lambda c, d, x: c(x) * torch.sigmoid(F.interpolate(d(F.avg_pool2d(x, 2)), size=(7, 7))), conv, low),
+        With(lambda c, d, x: c(x) * torch.sigmoid(d(c(x).mean((2, 3), keepdim=True))), conv, squeeze),
+        With(lambda c, d, x: F.silu(d(F.hardswish(c(x)))) - x, conv, depthwise),
+        With(lambda c, d, x: F.relu6(c(x) + d(x)), conv, low),
+    ]
+    check_native(parts, [numbers(2, 20, 7, 7)])
+
+
+def test_products() -> None:
+    parts = [
+        lambda a, b, c: a @ b,
+        lambda a, b, c: a @ c.transpose(-2, -1),
+        lambda a, b, c: a.transpose(-2, -1) @ c[:, :, :37],
+        lambda a, b, c: (a @ b).transpose(-2, -1) * 0.5,
+        lambda a, b, c: a[:, 0:1] @ b,
+        With(lambda linear, a, b, c: F.relu(linear(c)), nn.Linear(37, 33)),
+    ]
+    check_native(parts, [numbers(2, 3, 37, 37, seed=1), numbers(2, 3, 37, 19, seed=2), numbers(2, 3, 37, 37, seed=3)])
+
+
+def test_attention() -> None:
+    def channels_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        attention = ((q.transpose(-2, -1) @ k) * 0.25).softmax(-1)
+        return (v @ attention.transpose(-2, -1)).reshape(2, 16, 7, 7)
+
+    def windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (each.transpose(1, 2).reshape(2, 49, 2, 8).permute(0, 2, 1, 3) for each in (q, k, v))
+        return ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(2, 49, 16)
+
+    def linear(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        weights = k.transpose(-2, -1).mean(-2, keepdim=True)
+        return (q.transpose(-2, -1) @ (k @ v.transpose(-2, -1))) / (q.transpose(-2, -1) @ weights.transpose(-2, -1))
+
+    check_native([channels_first, windows, linear], [numbers(2, 16, 49, seed=at) for at in range(3)])
+
+
+def test_rows() -> None:
+    parts = [
+        lambda x: x.softmax(-1),
+        lambda x: x.softmax(1),
+        lambda x: (x * 40).softmax(2),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean((2, 3), keepdim=True),
+        lambda x: x.mean(1, keepdim=True) + 1,
+        lambda x: x.sum(-1),
+        lambda x: x.amax(1),
+        nn.LayerNorm(37),
+        nn.GroupNorm(1, 20),
+        nn.GroupNorm(4, 20),
+        nn.BatchNorm2d(20),
+        With(lambda conv, norm, x: norm(conv(x)), nn.Conv2d(20, 12, 1), nn.GroupNorm(3, 12)),
+        With(lambda norm, x: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.LayerNorm(20)),
+    ]
+    check_native(parts, [numbers(2, 20, 5, 37) + 3.0])
+
+
+def test_pools() -> None:
+    parts = [
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((5, 2)),
+    ]
+    check_native(parts, [numbers(2, 21, 10, 12)])
+
+
+def test_moving_without_arithmetic() -> None:
+    parts = [
+        lambda x: torch.cat([x[:, :5] * 2, x, x[:, 3:]], 1),
+        lambda x: torch.cat([x[:, :, 2:], x[:, :, :2]], 2),
+        lambda x: torch.cat(x.split([4, 16], 1)[::-1], 1),
+        lambda x: torch.cat([each + at for at, each in enumerate(x.chunk(3, 3))], 1),
+        lambda x: torch.maximum(x[:, :, 1:], x[:, :, :-1]) - torch.minimum(x[:, :, 1:], -x[:, :, :-1]),
+        lambda x: F.interpolate(x, size=(13, 5)),
+        lambda x: F.pad(x, (1, 2, 0, 3)) + F.pad(x, (3, 0, -1, 4), value=0.5),
+        lambda x: x.reshape(2, 4, 5, 54).permute(0, 2, 3, 1).reshape(10, 216)[:, ::3],
+        lambda x: x.flip(3).transpose(0, 1),
+        lambda x: x,
+        lambda x: x[:, 2],
+    ]
+    check_native(parts, [numbers(2, 20, 6, 9)])
+
+
+def test_channel_attention_over_neighbours() -> None:
+    def gate(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        weights = conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)
+        return x * torch.sigmoid(weights)[:, :, None, None]
+
+    check_native([With(gate, nn.Conv1d(1, 1, 5, padding=2))], [numbers(2, 41, 5, 5)])
+
+
+@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3"])
+def test_narrower_vectors(cpu: str) -> None:
+    parts = [
+        nn.Sequential(
+            nn.Conv2d(3, 20, 3, 2, 1), nn.GELU(), nn.Conv2d(20, 20, 5, padding=2, groups=20), nn.Conv2d(20, 9, 1)
+        )
+    ]
+    check_native(parts, [numbers(1, 3, 18, 18)], cpu)
+
+
+def test_a_wrong_kernel_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mobilec.export.kernels import windows
+
+    inside = windows.Window.inside
+    monkeypatch.setattr(windows.Window, "inside", lambda self, at, tap: inside(self, at, tap) and (at, tap) != (0, 1))
+    with pytest.raises(AssertionError, match="of its largest number"):
+        check_native([nn.Conv2d(8, 8, 3, padding=1, groups=8)], [numbers(1, 8, 6, 6)])
+
+
+def test_what_has_no_kernel_is_named() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(1)
+
+    with pytest.raises(ExportError, match=r"no native kernel for aten\.cumsum\.default in 0 \(Sorted\)"):
+        run_native(nn.Sequential(Sorted()), [numbers(2, 3)])
+    with pytest.raises(ExportError, match="int64: native kernels compute in float32 only"):
+        run_native(With(lambda x: x + 1), [torch.ones(2, dtype=torch.int64)])

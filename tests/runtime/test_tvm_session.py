@@ -1,0 +1,195 @@
+"""Sessions over libraries of native kernels, from export to numbers; and what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from mobilec.errors import ArtifactError, BackendError, BackendUnavailable, ExportError, UsageError
+from mobilec.export.artifact import open_artifact
+from mobilec.export.compile import compile
+from mobilec.runtime.load import load
+from mobilec.runtime.threads import available_threads
+from mobilec.runtime.validate import validate
+from support.artefacts import Lively, reseal
+
+Y = "output"
+X = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tvm") / "out"
+    compile(Lively(), to="tvm", out=folder, input_size=32)
+    return folder
+
+
+@pytest.fixture
+def copy(artefact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artefact, tmp_path / "copy"))
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return Lively().double()(torch.from_numpy(x).double()).numpy()
+
+
+def test_numbers_specs_and_feeds(artefact: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = X.copy()
+    with load(artefact) as session:
+        (x,), (y,) = session.inputs, session.outputs
+        assert (session.backend, session.threads) == ("tvm", available_threads())
+        assert (x.shape, y.shape) == ((1, 3, 32, 32), (1, 10))
+        first = session.run({"x": X})[Y]
+        np.testing.assert_allclose(first, expected(X), atol=1e-5)
+        kept = first.copy()
+        first[:] = np.nan
+        np.testing.assert_array_equal(session.run({"x": X})[Y], kept)
+        np.testing.assert_array_equal(X, before)
+        turned = X[:, ::-1].astype(">f8")
+        np.testing.assert_allclose(session.run({"x": turned})[Y], expected(X[:, ::-1].copy()), atol=1e-5)
+        for feeds in ({}, {"y": X}, {"x": X[:, :2]}, {"x": X.astype(np.uint8)}, {"x": np.concatenate([X, X])}):
+            with pytest.raises(UsageError):
+                session.run(feeds)
+    with pytest.raises(BackendError, match="session is closed"):
+        session.run({"x": X})
+    session.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_threads_are_set_and_reported(artefact: Path) -> None:
+    affinity = os.sched_getaffinity(0)
+    for threads in (1, 2, 3):
+        with load(artefact, threads=threads) as session:
+            assert session.threads == threads
+            np.testing.assert_allclose(session.run({"x": X})[Y], expected(X), atol=1e-5)
+    assert os.sched_getaffinity(0) == affinity
+    for wrong in (0, 2.0, True):
+        with pytest.raises(UsageError, match="threads: expected a whole number"):
+            load(artefact, threads=wrong)
+
+
+def test_sessions_and_threads_side_by_side(artefact: Path) -> None:
+    images = [np.random.default_rng(seed).standard_normal(X.shape).astype(np.float32) for seed in range(3)]
+    wanted = [expected(image) for image in images]
+    wrong: list[str] = []
+
+    with load(artefact, threads=1) as shared, load(artefact, threads=2) as other:
+
+        def work(at: int) -> None:
+            for session in (shared, other) * 4:
+                found = session.run({"x": images[at]})[Y]
+                if not np.allclose(found, wanted[at], atol=1e-5):
+                    wrong.append(session.backend)
+
+        workers = [threading.Thread(target=work, args=(at,)) for at in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert wrong == []
+
+
+def test_nothing_leaks(artefact: Path) -> None:
+    process = psutil.Process()
+    with load(artefact, threads=1) as session:
+        for _ in range(50):
+            session.run({"x": X})
+        before = process.memory_info().rss
+        for _ in range(1000):
+            session.run({"x": X})
+        assert process.memory_info().rss - before < 4_000_000  # a leak of one image a run would be 12 MB
+    threads = process.num_threads()
+    for _ in range(3):
+        load(artefact, threads=2, verify=False).close()
+    assert process.num_threads() <= threads
+
+
+def test_kernels_are_named_and_timed(artefact: Path) -> None:
+    with load(artefact, threads=1) as session:
+        runs = session.kernel_times({"x": X}, 2)  # type: ignore[attr-defined]
+        assert [name for name, _ in runs[0]] == [name for name, _ in runs[1]]
+        assert any("conv_3x3" in name for name, _ in runs[0])
+        assert all(seconds >= 0 for run in runs for _, seconds in run)
+
+
+def test_it_is_validated_and_a_changed_model_fails(artefact: Path, tmp_path: Path) -> None:
+    assert validate(artefact).passed
+    other = Lively()
+    with torch.no_grad():
+        other.head.weight[3] *= 1.02
+    compile(other, to="tvm", out=tmp_path / "other", input_size=32)
+    shutil.copytree(artefact, tmp_path / "mixed")
+    shutil.copy(tmp_path / "other/model.so", tmp_path / "mixed/model.so")
+    with pytest.raises(ArtifactError, match=r"model\.so"):
+        load(tmp_path / "mixed")
+    reseal(tmp_path / "mixed")
+    assert not validate(tmp_path / "mixed").passed
+
+
+def test_the_manifest_says_what_it_was_compiled_for(artefact: Path) -> None:
+    options = open_artifact(artefact).manifest.options
+    assert options["cpu"] == "host"
+    assert options["instructions"] == sorted(options["instructions"])
+
+
+def test_another_machine_is_told_at_load(copy: Path) -> None:
+    options = dict(open_artifact(copy).manifest.options)
+    for change, message in (
+        ({"architecture": "aarch64"}, r"compiled for .* \(aarch64\), this machine is x86_64"),
+        ({"instructions": ["avx2", "sve2"]}, "this machine has no sve2"),
+    ):
+        reseal(copy, options=options | change)
+        with pytest.raises(BackendUnavailable, match=message) as caught:
+            load(copy)
+        assert "--cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing"])
+def test_broken_libraries_are_one_line(copy: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = copy / "model.so"
+    raw = path.read_bytes()
+    path.write_bytes({"truncated": raw[: len(raw) // 2], "empty": b"", "text": b"hello\n" * 50}.get(damage, raw))
+    if damage == "missing":
+        path.unlink()
+    else:
+        reseal(copy)
+    with pytest.raises(ArtifactError, match=r"model\.so") as caught:
+        load(copy, threads=1, verify=damage != "missing")
+    assert "\n" not in str(caught.value)
+    output = capfd.readouterr()
+    assert output.out + output.err == ""
+
+
+def test_a_library_of_something_else(copy: Path) -> None:
+    import ctypes.util
+
+    name = ctypes.util.find_library("m")
+    assert name is not None
+    library = next(
+        Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if "libm" in line
+    )
+    shutil.copy(library, copy / "model.so")
+    reseal(copy)
+    with pytest.raises(ArtifactError, match="cannot be loaded by TVM"):
+        load(copy)
+
+
+def test_choices_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="unknown CPU 'pentium9' for x86_64"):
+        compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32, cpu="pentium9")
+    with pytest.raises(UsageError, match="a CPU is not for ONNX"):
+        compile(Lively(), to="onnx", out=tmp_path / "a", input_size=32, cpu="host")
+    with pytest.raises(UsageError, match="a dynamic batch is not for native kernels"):
+        compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32, dynamic_batch=True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ExportError, match="linked by a C compiler, and none was found"):
+        compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32)
+    assert list(tmp_path.iterdir()) == []

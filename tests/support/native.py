@@ -1,0 +1,61 @@
+"""Native kernels compiled in memory, for tests; and the same arithmetic in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Several(nn.Module):
+    """Parts that each take the inputs and give one output, compiled together: one library is quicker than many."""
+
+    def __init__(self, *parts: nn.Module | Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.calls = parts
+        self.kept = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(part(*inputs) for part in self.calls)
+
+
+class With(nn.Module):
+    """A function of modules and inputs, as a module."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(modules)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*self.parts, *inputs)
+
+
+def run_native(module: nn.Module, inputs: Sequence[torch.Tensor], cpu: str = "host") -> list[np.ndarray]:
+    """The outputs of a module by native kernels, without any rewriting."""
+    import tvm
+    from tvm import relax
+
+    from mobilec.export.kernels.cpu import find_cpu
+    from mobilec.export.kernels.lowering import lower
+    from mobilec.export.kernels.program import build
+
+    program = torch.export.export(module.eval(), tuple(inputs))
+    lowered = lower(program, find_cpu(cpu), [f"input_{at}" for at in range(len(inputs))])
+    machine = relax.VirtualMachine(build(lowered, find_cpu(cpu)), tvm.cpu())
+    return [value.numpy() for value in machine["main"](*(tvm.runtime.tensor(each.numpy()) for each in inputs))]
+
+
+def check_native(parts: Sequence[Any], inputs: Sequence[torch.Tensor], cpu: str = "host", limit: float = 1e-5) -> None:
+    """Asserts that every part gives PyTorch's numbers in double precision, up to ``limit`` of its largest."""
+    module = Several(*parts).eval()
+    found = run_native(module, inputs, cpu)
+    with torch.no_grad():
+        wanted = module.double()(*(each.double() for each in inputs))
+    module.float()
+    for at, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+        assert ours.shape == tuple(theirs.shape), f"part {at}"
+        error = np.abs(ours - theirs.numpy()).max() / max(float(theirs.abs().max()), 1e-9)
+        assert error <= limit, f"part {at}: {error:.1e} of its largest number"
