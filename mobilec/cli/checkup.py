@@ -47,7 +47,7 @@ PACKAGES = (
     Package("torchvision", "torchvision", "timm", "comes with timm"),
     Package("coreai-torch", "coreai_torch", "coreai", "writes Core AI"),
     Package("coreai-core", "coreai", "coreai", "runs Core AI"),
-    Package("apache-tvm", "tvm", "tvm", "native kernels, later"),
+    Package("apache-tvm", "tvm", "tvm", "native kernels"),
     Package("apache-tvm-ffi", "tvm_ffi", "tvm", "comes with TVM"),
     Package("scikit-learn", "sklearn", "examples", "digits example"),
 )
@@ -267,7 +267,7 @@ def _remedies(findings: tuple[Finding, ...], python_ok: bool) -> tuple[str, ...]
     extras = (
         ("timm", "for timm:NAME models"),
         ("coreai", "for Core AI"),
-        ("tvm", "for native kernels, which a later release brings"),
+        ("tvm", "for native kernels"),
     )
     for extra, use in extras:
         members = [item for item in findings if item.extra == extra]

@@ -66,7 +66,9 @@ if TYPE_CHECKING:
 @click.option("--crop-pct", type=float, metavar="SHARE", help="Part of the image that the crop keeps; 1 is all.")
 @click.option("--labels", type=FOLDER, metavar="FILE", help="Class names, one a line.")
 @click.option(
-    "--precision", metavar="fp32|fp16|int8", help="Of weights and arithmetic.  [default: fp16 Core ML and Core AI, else fp32]"
+    "--precision",
+    metavar="fp32|fp16|int8",
+    help="Of weights and arithmetic.  [default: fp16 Core ML and Core AI, else fp32]",
 )
 @click.option("--deployment-target", metavar="iOSN", help="Oldest system that must load it (Core ML).")
 @click.option("--cpu", metavar="NAME", help="host, x86-64-v3, ...: whose native kernels.  [default: host]")
