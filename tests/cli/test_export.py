@@ -75,6 +75,12 @@ def test_options_reach_compile(run: Callable, calls: list, tmp_path: Path) -> No
         "skip_rules": ("a", "b"),
         "only_rules": ("c",),
         "rule_files": (tmp_path / "my_rule.py",),
+        "compress": None,
+        "keep": (),
+        "sensitivity": None,
+        "keep_fp32": (),
+        "images": (),
+        "cpu": None,
         "proof": False,
         "force": True,
     }

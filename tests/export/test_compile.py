@@ -310,7 +310,10 @@ def test_a_tiny_disk(tmp_path: Path, backend: str) -> None:
     [
         ({"to": "onyx"}, "unknown backend 'onyx'.*did you mean onnx\\?"),
         ({"to": "ONNX"}, "did you mean onnx\\?"),
-        ({"precision": "fp61"}, "unknown precision 'fp61' for ONNX, expected one of fp32, fp16; did you mean fp16\\?"),
+        (
+            {"precision": "fp61"},
+            "unknown precision 'fp61' for ONNX, expected one of fp32, fp16, int8; did you mean fp16\\?",
+        ),
         ({"target": "cpus"}, "unknown target 'cpus'.*did you mean cpu\\?"),
         ({"skip_rules": ("fold_batchnorm",)}, "fold_batchnorm.*fold_batch_norm"),
         ({"deployment_target": "iOS17"}, "not for ONNX"),

@@ -112,7 +112,7 @@ def test_core_ml_keeps_all_that_one_operator_became(tmp_path: Path) -> None:
     assert not to_coreml.write(request).notes
     found = core_ml_types(tmp_path / "model.mlpackage")
     assert found["conv"] == {"FLOAT16"}
-    assert found["mul"] == {"FLOAT16"}
+    assert found["mul"] == {"FLOAT16", "FLOAT32"}  # the network's own, and the norm's weight
     for op in ("reduce_mean", "square", "sqrt", "real_div", "exp", "log"):  # the norm became the first four
         assert found[op] == {"FLOAT32"}, op
 

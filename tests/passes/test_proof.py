@@ -50,7 +50,7 @@ def planted(change: str) -> Rule:
     """Batch-norm folding with one mistake."""
 
     def rewrite_wrongly(editor: Editor, match: Match) -> Node:
-        fold = match.facts
+        fold = match.facts.layer
         weight, bias = fold.weight, fold.bias
         norm = editor.arguments(match.replaced[0])
         match change:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 CHANNELS_LAST = (0, 2, 3, 1)
-FEW_GROUPS = 8  # code for each; more come one output at a time
 
 
 def pair(value: Any) -> tuple[int, int]:
