@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mobilec.errors import ExportError
 from mobilec.export.kernels import arithmetic as ar
 from mobilec.export.kernels import layers
-from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.lowering import Context, Found
 from mobilec.export.kernels.values import Gathered, Map, Stored, Value, cut, expand, permute, reshape
 
 if TYPE_CHECKING:
@@ -373,6 +373,3 @@ def _concatenate(context: Context, node: Node, parts: list[Node], axis: int = 0)
 
     inputs = [leaf for value in values for leaf in leaves(value)]
     return context.program.call("concat", inputs, shape, order_of(largest), "float32", write)
-
-
-__all__ = ["VIEWS", "Pending", "lower_node", "view_of"]

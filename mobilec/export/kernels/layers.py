@@ -10,9 +10,9 @@ import numpy as np
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels import products, rows, windows
-from mobilec.export.kernels.lowering import Context, Found, Hole, Pending
+from mobilec.export.kernels.lowering import Context, Found, Pending
 from mobilec.export.kernels.tiles import choose_tile
-from mobilec.export.kernels.values import Map, Stored, Value, cut, expand, order_of, permute, reshape
+from mobilec.export.kernels.values import Hole, Map, Stored, Value, cut, expand, order_of, permute, reshape
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -17,11 +17,9 @@ from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.pointwise import pointwise
 from mobilec.export.kernels.program import Program
 from mobilec.export.kernels.values import (
-    Hole,
     Map,
     Stored,
     Value,
-    aligned,
     expand,
     leaves,
     order_of,
@@ -191,6 +189,3 @@ def _dtype(node: Node) -> str:
     if dtype != "float32":
         raise ExportError(f"{node} is {dtype}: native kernels compute in float32 only")
     return dtype
-
-
-__all__ = ["Context", "Found", "Hole", "Pending", "aligned", "lower"]

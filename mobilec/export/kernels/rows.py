@@ -13,7 +13,7 @@ from typing import Any
 from mobilec.export.kernels.arithmetic import exp, maximum, named
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.loops import Registers, exact_lanes, filled, loop, nest, pieces, scratch, seq, store
-from mobilec.export.kernels.values import Hole, Stored, Value, contiguous, evaluate, permute, reshape
+from mobilec.export.kernels.values import Stored, Value, evaluate, permute, reshape
 
 Expr = Any
 Stmt = Any
@@ -221,6 +221,3 @@ def normalise(source: Stored, groups: int, inner: int, epsilon: float, tree: Val
         return mean.scope(scale.scope(seq(body)))
 
     return nest(outer, one, work=8 * count)
-
-
-__all__ = ["Hole", "contiguous", "normalise", "plus", "reduce", "softmax"]
