@@ -2,7 +2,8 @@
 
 Python drops an exception that is raised inside a destructor or a foreign callback, and libraries may wrap it in one
 of their own. So the signal is also remembered: ``raise_if_received`` raises again at the next stage of the work, and
-``received`` tells whoever catches a strange error that it was an interruption.
+``received`` tells whoever catches a strange error that it was an interruption. While something is being imported
+nothing is raised, since a compiled module may abort the process over it: a timer looks again until the import is over.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+IMPORT_POLL_S = 0.05
 DOUBLE_TAP_S = 1.0  # a second signal this soon would only break the clean-up that the first one began
 
 _received: list[tuple[int, float]] = []
@@ -44,7 +46,23 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _received and now - _received[-1][1] < DOUBLE_TAP_S:
         return
     _received.append((number, now))
-    raise Interrupted(number)
+    _raise_outside_imports(frame)
+
+
+def _raise_outside_imports(frame: FrameType | None) -> None:
+    """Raises the last signal now, or looks again a little later while ``frame`` stands in an import."""
+    if hasattr(signal, "setitimer") and _importing(frame):
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_POLL_S)
+        return
+    raise_if_received()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -59,8 +77,12 @@ def caught() -> Iterator[None]:
                 previous[number] = signal.signal(number, _handle)
             except ValueError:  # not the main thread: whoever runs us there owns the signals
                 break
+    if previous and hasattr(signal, "setitimer"):
+        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda number, frame: _raise_outside_imports(frame))
     try:
         yield
     finally:
+        if previous and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)

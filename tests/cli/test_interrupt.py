@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from mobilec.cli import signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -121,3 +124,17 @@ def test_two_taps_are_as_good_as_one(tiny: Path, tmp_path: Path) -> None:
     _finish(process, seen)
     assert process.returncode == 130
     assert _group_is_gone(process.pid)
+
+
+def test_an_import_is_finished_before_the_interruption_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted_halfway.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nFINISHED = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(signals.Interrupted), signals.caught():
+        module = importlib.import_module("interrupted_halfway")
+        assert module.FINISHED
+        time.sleep(30)
+    assert sys.modules.pop("interrupted_halfway").FINISHED
