@@ -45,7 +45,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _received and now - _received[-1][1] < DOUBLE_TAP_S:
         return
+    insisted = bool(_received)
     _received.append((number, now))
+    if insisted:  # an import may take for ever: a user's file can do anything at its top level
+        raise_if_received()
     _raise_outside_imports(frame)
 
 
