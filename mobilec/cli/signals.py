@@ -89,3 +89,4 @@ def caught() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _received.clear()  # it was this run's; another one in the same process has nothing to do with it

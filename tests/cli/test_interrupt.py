@@ -141,3 +141,4 @@ def test_an_import_is_finished_before_the_interruption_is_raised(
     with signals.caught(), pytest.raises(signals.Interrupted):
         work()
     assert sys.modules.pop("interrupted_halfway").FINISHED
+    assert signals.received() is None  # the next run in this process was not asked to stop
