@@ -1,0 +1,31 @@
+"""Programs from outside Python that some tests drive: a browser, an ssh server, an emulator."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+# program -> the Debian package that brings it
+PACKAGES = {
+    "adb": "adb",
+    "chromium": "chromium",
+    "qemu-aarch64": "qemu-user",
+    "scp": "openssh-client",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "sshd": "openssh-server",
+}
+_PLACES = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))  # where sshd lives
+
+
+def need(program: str) -> str:
+    """Where the program lies. Without it the test fails in continuous integration (CI is set), and is skipped elsewhere."""
+    found = shutil.which(program, path=_PLACES)
+    if found:
+        return found
+    told = f"{program} is not installed, so this was NOT tested; on Debian: apt-get install {PACKAGES[program]}"
+    if os.environ.get("CI"):
+        pytest.fail(told)
+    pytest.skip(told)
