@@ -18,6 +18,7 @@ from mobilec.latency.samples import MachineFacts, MachineState
 PACKAGES = ("mobilec", "onnxruntime", "coremltools", "torch", "numpy", "apache-tvm")
 
 _ROOT = Path("/")
+_MAC = sys.platform == "darwin"
 # Drivers whose "powersave" still clocks up at once under load.
 _SELF_CLOCKING = {"intel_pstate", "amd-pstate-epp"}
 _NO_MEMORY_LIMIT = 1 << 60  # control groups of version 1 write a number beyond any memory for "no limit"
@@ -30,16 +31,16 @@ def read_facts(root: Path = _ROOT) -> MachineFacts:
     limit = _memory_limit(root)
     installed = int(psutil.virtual_memory().total)
     return MachineFacts(
-        cpu=_cpu_model(root),
+        cpu=_run("sysctl", "-n", "machdep.cpu.brand_string") if _MAC else cpu_model(root),
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=psutil.cpu_count(),
         usable_cores=_usable_cores(),
         cpu_quota=_cpu_quota(root),
-        governors=_governors(root),
+        governors=governors(root),
         memory_bytes=min(installed, limit) if limit else installed,
-        os=f"{_os_name(root)}, {platform.system()} {platform.release()}",
-        virtualised=_virtualised(root),
+        os=f"{_mac_name() if _MAC else os_name(root)}, {platform.system()} {platform.release()}",
+        virtualised=_mac_virtualised() if _MAC else virtualised(root),
         python=platform.python_version(),
         versions=_versions(),
     )
@@ -125,9 +126,8 @@ def _run(*command: str) -> str:
         return ""
 
 
-def _cpu_model(root: Path) -> str:
-    if sys.platform == "darwin":
-        return _run("sysctl", "-n", "machdep.cpu.brand_string")
+def cpu_model(root: Path) -> str:
+    """As a Linux kernel names it; ``root`` holds its files."""
     info = _read(root / "proc/cpuinfo")
     # x86 names the model; many ARM kernels name only the hardware, or implementer and part numbers.
     for key in ("model name", "Hardware", "Model"):
@@ -178,7 +178,7 @@ def _memory_limit(root: Path) -> int | None:
     return min(limits, default=None)
 
 
-def _governors(root: Path) -> tuple[str, ...]:
+def governors(root: Path) -> tuple[str, ...]:
     """Frequency governors in use; drivers that clock themselves are named instead of their "powersave"."""
     found = set()
     for folder in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
@@ -188,18 +188,23 @@ def _governors(root: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _os_name(root: Path) -> str:
-    if sys.platform == "darwin":
-        return f"macOS {platform.mac_ver()[0]}"
+def _mac_name() -> str:
+    return f"macOS {platform.mac_ver()[0]}"
+
+
+def _mac_virtualised() -> tuple[str, ...]:
+    return ("virtual machine",) if _run("sysctl", "-n", "kern.hv_vmm_present") == "1" else ()
+
+
+def os_name(root: Path) -> str:
+    """Of a Linux distribution; ``root`` holds its files."""
     match = re.search(r'^PRETTY_NAME="?([^"\n]+)"?$', _read(root / "etc/os-release"), re.MULTILINE)
     return match[1] if match else platform.system()
 
 
-def _virtualised(root: Path) -> tuple[str, ...]:
-    """Signs of a hypervisor or container; each may be missed, none is invented."""
+def virtualised(root: Path) -> tuple[str, ...]:
+    """Signs of a hypervisor or container; each may be missed, none is invented. ``root`` holds a Linux kernel's files."""
     found = []
-    if sys.platform == "darwin":
-        return ("virtual machine",) if _run("sysctl", "-n", "kern.hv_vmm_present") == "1" else ()
     if re.search(r"^flags\s*:.*\bhypervisor\b", _read(root / "proc/cpuinfo"), re.MULTILINE):
         product = _read(root / "sys/class/dmi/id/product_name")
         found.append(f"virtual machine ({product})" if product else "virtual machine")
