@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import mobilec
 from mobilec import errors
@@ -36,6 +36,18 @@ def local_command() -> list[str]:
     """
     code = "import sys; sys.path.append(sys.argv[1]); from mobilec.latency.worker import main; main()"
     return [sys.executable, "-P", "-c", code, str(Path(mobilec.__file__).resolve().parent.parent)]
+
+
+class Channel(Protocol):
+    """Whatever a measuring process answers through. ``Worker`` says what the methods do and raise."""
+
+    label: str
+
+    def ask(self, request: dict[str, Any], *, stage: str, takes_secs: float = 0.0) -> Any: ...
+
+    def kill(self) -> None: ...
+
+    def reap(self) -> None: ...
 
 
 class Worker:
@@ -84,12 +96,13 @@ class Worker:
             MobilecError: of the kind the process answered with, under the artefact's name; BackendError when the
                 process died, fell silent or answered with something else.
         """
-        try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        except BrokenPipeError:
-            raise self._death(stage) from None
-        line = self._line(stage, time.monotonic() + self._timeout_secs + takes_secs)
+        return self.exchange(json.dumps(request).encode() + b"\n", stage=stage, takes_secs=takes_secs)
+
+    def exchange(self, said: bytes, *, stage: str, takes_secs: float = 0.0) -> Any:
+        """``ask`` for a process that takes its requests in another form; the answers' form is the same."""
+        deadline = time.monotonic() + self._timeout_secs + takes_secs
+        self._send(said, stage, deadline)
+        line = self._line(stage, deadline)
         try:
             answer = json.loads(line)
             if "ok" in answer:
@@ -100,6 +113,21 @@ class Worker:
             raise BackendError(f"{self.label}: not an answer of the measuring process {stage}: {shown!r}") from error
         raise _error_kind(kind)(f"{self.label}: {message}", hint=hint, detail=detail)
 
+    def _send(self, said: bytes, stage: str, deadline: float) -> None:
+        assert self._process.stdin is not None
+        descriptor = self._process.stdin.fileno()
+        os.set_blocking(descriptor, False)  # a request may be larger than the pipe, and nobody reading
+        rest = memoryview(said)
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_WRITE)
+            while rest:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise self._silence(stage)
+                try:
+                    rest = rest[os.write(descriptor, rest[: 1 << 16]) :]
+                except BrokenPipeError:
+                    raise self._death(stage) from None
+
     def _line(self, stage: str, deadline: float) -> bytes:
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
@@ -108,11 +136,7 @@ class Worker:
             selector.register(descriptor, selectors.EVENT_READ)
             while b"\n" not in pieces[-1]:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise BackendError(
-                        f"{self.label}: the measuring process gave no answer for {self._timeout_secs:g} s {stage}",
-                        hint="if the model is merely slow, allow it more (--timeout-secs, timeout_secs=)",
-                        detail=self._last_words(),
-                    )
+                    raise self._silence(stage)
                 piece = os.read(descriptor, 1 << 20)
                 size += len(piece)
                 if not piece:
@@ -122,6 +146,13 @@ class Worker:
                 pieces.append(piece)
         line, _, self._pending = b"".join(pieces).partition(b"\n")
         return line
+
+    def _silence(self, stage: str) -> BackendError:
+        return BackendError(
+            f"{self.label}: the measuring process gave no answer for {self._timeout_secs:g} s {stage}",
+            hint="if the model is merely slow, allow it more (--timeout-secs, timeout_secs=)",
+            detail=self._last_words(),
+        )
 
     def _death(self, stage: str) -> BackendError:
         """The error that tells how the process ended, once its end of a pipe is closed."""
@@ -161,7 +192,7 @@ class Worker:
                 stream.close()
 
 
-def close_workers(workers: Iterable[Worker]) -> None:
+def close_workers(workers: Iterable[Channel]) -> None:
     """End all of them: first every kill, then the waiting, so that one that lingers holds up no other."""
     workers = list(workers)
     for worker in workers:

@@ -7,6 +7,7 @@ Requests (times in nanoseconds of ``time.perf_counter_ns``):
 - ``load`` (path, threads): opens the artefact and makes its inputs.
 - ``run`` (runs, secs): that many runs at least, that long at least; ``{"start_ns": [...], "duration_ns": [...]}``.
 - ``turn`` (settle_secs, runs): untimed runs for that long, then exactly so many timed ones; answers as ``run``.
+- ``infer`` (feeds): one run on arrays as ``packing.pack`` makes them, by name; answers with the outputs in that form.
 - ``memory``: the highest resident memory so far.
 - ``ops`` (path, runs, folder): the per-op table, from a second session with the engine's profiler on.
 
@@ -36,6 +37,7 @@ import numpy as np
 
 from mobilec.errors import BackendError, MobilecError
 from mobilec.latency.inputs import fed_shapes, make_inputs
+from mobilec.latency.packing import pack, unpack
 from mobilec.runtime.session import Session
 
 Load = Callable[[str, int | None], Session]
@@ -92,6 +94,11 @@ class Bench:
         if settle_secs:
             self.run(1, settle_secs)
         return self.run(runs, 0.0)
+
+    def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        assert self._session is not None
+        outputs = self._session.run({name: unpack(packed) for name, packed in feeds.items()})
+        return {name: pack(array) for name, array in outputs.items()}
 
     def ops(self, path: str, runs: int, folder: str) -> dict[str, Any]:
         """The timed session is closed first, so that two thread pools never compete."""
@@ -198,6 +205,8 @@ def _obey(bench: Bench, prepare: Callable[[str], None], request: dict[str, Any])
             return bench.run(runs, float(secs))
         case {"do": "turn", "settle_secs": settle_secs, "runs": int(runs)}:
             return bench.turn(float(settle_secs), runs)
+        case {"do": "infer", "feeds": dict(feeds)}:
+            return bench.infer(feeds)
         case {"do": "memory"}:
             return {"peak_rss_bytes": peak_resident_bytes()}
         case {"do": "ops", "path": str(path), "runs": int(runs), "folder": str(folder)}:
