@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilec.errors import UsageError
-from mobilec.latency.channel import Worker, close_workers, local_command
-from mobilec.latency.machine import read_facts, read_state, warnings_after, warnings_before
+from mobilec.errors import BackendError, UsageError
+from mobilec.latency.channel import Channel, close_workers, local_command
+from mobilec.latency.machine import warnings_after, warnings_before
+from mobilec.latency.place import Here, Place
 from mobilec.latency.runner import Job, Runner
-from mobilec.latency.samples import ProfileReport, Settings
+from mobilec.latency.samples import ArtifactProfile, MachineFacts, MachineState, ProfileReport, Settings
 
 if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
@@ -22,18 +23,31 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int | None], None]
 
 WARMUP_SECS = 0.25  # in each launch
+MANY_OUTLIERS = 0.05  # of the runs; fewer are usual on any machine
+WARMUP_LIMIT_SECS = 3.0  # in each launch, while runs still become faster
 SETTLE_SECS = 0.005  # an engine's idle threads spin for about a millisecond before they leave the cores to the next one
+
+
+class MeasurementCut(BackendError):
+    """Something went wrong after the first timed run. ``report``: what there is until then, and marked as such."""
+
+    def __init__(self, cause: BackendError, report: ProfileReport) -> None:
+        super().__init__(cause.message, hint=cause.hint, detail=cause.detail)
+        self.report = report
 
 
 def profile(
     artifacts: Sequence[str | Path | Artifact] | str | Path | Artifact,
     *,
+    device: str = "local",
+    pin: Sequence[int] = (),
     threads: int | None = None,
     num_runs: int = 50,
     warmup_runs: int = 10,
     min_secs: float = 3.0,
     launches: int = 5,
     per_op: bool = True,
+    sustained_mins: float = 0.0,
     seed: int = 0,
     timeout_secs: float = 300.0,
     progress: Progress | None = None,
@@ -47,11 +61,17 @@ def profile(
 
     Args:
         artifacts: folders or opened artefacts; one or several.
+        device: where: ``local``, ``ssh:user@host``, ``adb:SERIAL``, ``rpc:HOST:PORT/KEY`` or ``coreml``. Elsewhere
+            than here the outputs are compared with the reference before times count. The boards of an rpc pool share
+            the artefacts among them, which are then not compared with each other.
+        pin: cores of a device to keep to; empty for any.
         threads: for every session; None lets each choose. What they use is in the report.
         num_runs, min_secs: timed runs go on until every artefact has at least so many, which took at least so long.
-        warmup_runs: untimed runs in each launch, at least so many and for at least a quarter of a second; 0 for none.
+        warmup_runs: untimed runs in each launch, at least so many and for at least a quarter of a second, and on while
+            runs still become faster, for three seconds at most; 0 for none.
         launches: how many processes an artefact gets, one after another; more of them narrow the intervals.
         per_op: also make a per-op table, in a session of its own after the timed runs.
+        sustained_mins: at the end, run each artefact without a pause for so long and record the curve; 0 for none.
         seed: of the order within rounds and of the bootstrap.
         timeout_secs: how long a measuring process may be silent.
         progress: called with stage, steps done and steps in all (None if unknown).
@@ -59,29 +79,49 @@ def profile(
     Raises:
         UsageError: an argument cannot mean anything. ArtifactError: an artefact is broken.
         BackendUnavailable: this machine cannot run one of them; nothing has been timed then.
-        BackendError: a measuring process failed, died or fell silent.
+        BackendError: a measuring process failed, died or fell silent; MeasurementCut when something was timed by then.
+        CheckFailed: a device computes something else than the reference.
     """
     from mobilec.export.artifact import Artifact
+    from mobilec.latency.devices.table import Wish, parse, placed
 
     if isinstance(artifacts, (str, Path, Artifact)):
         artifacts = [artifacts]
-    settings = _settings(threads, num_runs, warmup_runs, min_secs, launches, seed, several=len(artifacts) > 1)
+    settings = _settings(
+        threads, num_runs, warmup_runs, min_secs, launches, sustained_mins, seed, several=len(artifacts) > 1
+    )
     if not artifacts:
         raise UsageError("no artefact to profile")
     if not timeout_secs > 0:
         raise UsageError(f"timeout {timeout_secs} s: expected more than 0")
-    jobs = _jobs(artifacts)
-    return measure(jobs, settings, per_op=per_op, timeout_secs=timeout_secs, progress=progress)
+    kind, address = parse(device)
+    opened = _opened(artifacts)
+    wish = Wish(threads, tuple(pin), timeout_secs)
+    if kind == "rpc":
+        from mobilec.latency.devices.pool import sweep
+
+        return sweep(address, opened, _jobs(opened), settings, wish, per_op=per_op, progress=progress)
+    with placed(device, opened, _jobs(opened), wish) as (place, jobs):
+        return measure(jobs, settings, per_op=per_op, timeout_secs=timeout_secs, progress=progress, place=place)
 
 
 def measure(
-    jobs: Sequence[Job], settings: Settings, *, per_op: bool, timeout_secs: float, progress: Progress | None = None
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    per_op: bool,
+    timeout_secs: float,
+    progress: Progress | None = None,
+    place: Place | None = None,
 ) -> ProfileReport:
-    """Run the jobs and put the report together. However this ends, no process and no file of it stays behind."""
-    from mobilec.latency.statistics import compare, summarise
+    """Run the jobs and put the report together. However this ends, no process and no file of it stays behind.
 
+    ``place``: where the jobs' processes run; this machine when left out. Raises MeasurementCut for what goes wrong
+    after the first timed run.
+    """
+    place = place or Here()
     tell = progress or (lambda stage, done, total: None)
-    facts, before = read_facts(), read_state()
+    facts, before = place.facts(), place.state()
     runners = [Runner(job, settings) for job in jobs]
     order = random.Random(settings.seed)
     rounds = 0
@@ -91,36 +131,69 @@ def measure(
                 close_workers(_workers(runners))
             _launch(order.sample(runners, len(runners)), timeout_secs, tell if launch == 0 else lambda *_: None)
             rounds = _take_turns(runners, (launch + 1) / settings.launches, rounds, order, tell)
-        after = read_state()
+        after = place.state()
         for index, runner in enumerate(runners if per_op else ()):
             tell("ops", index, len(runners))
             runner.profile_ops()
+        for runner in runners if settings.sustained_secs else ():
+            close_workers(_workers(runners))  # nobody else's threads beside the long run
+            runner.sustain(timeout_secs, lambda done, total: tell("sustained", done, total), place.state)
+    except BackendError as error:
+        close_workers(_workers(runners))
+        begun = [runner for runner in runners if runner.starts_ns]
+        if not begun:
+            raise
+        for runner in begun:
+            runner.cut_launch()
+        cut = str(error)
+        raise MeasurementCut(error, _report(begun, settings, place, facts, before, before, cut=cut)) from error
     finally:
         close_workers(_workers(runners))
+    return _report(runners, settings, place, facts, before, after)
+
+
+def _report(
+    runners: Sequence[Runner],
+    settings: Settings,
+    place: Place,
+    facts: MachineFacts,
+    before: MachineState,
+    after: MachineState,
+    *,
+    cut: str = "",
+) -> ProfileReport:
+    from mobilec.latency.statistics import compare, summarise
+
+    labels = [runner.job.label for runner in runners]
     origin_ns = min(runner.starts_ns[0] for runner in runners)
     samples = [runner.samples(origin_ns) for runner in runners]
+    results = tuple(
+        runner.result(columns, summarise(columns, seed=settings.seed))
+        for runner, columns in zip(runners, samples, strict=True)
+    )
     return ProfileReport(
         settings=settings,
-        artifacts=tuple(
-            runner.result(columns, summarise(columns, seed=settings.seed))
-            for runner, columns in zip(runners, samples, strict=True)
-        ),
+        artifacts=results,
         comparisons=tuple(
-            compare(samples[0], columns, baseline_label=jobs[0].label, candidate_label=job.label, seed=settings.seed)
-            for job, columns in zip(jobs[1:], samples[1:], strict=True)
+            compare(samples[0], columns, baseline_label=labels[0], candidate_label=label, seed=settings.seed)
+            for label, columns in zip(labels[1:], samples[1:], strict=True)
         ),
         machine=facts,
         before=before,
         after=after,
         warnings=(
+            *((f"cut short: {cut}",) if cut else ()),
             *warnings_before(facts, before, [runner.threads for runner in runners]),
             *warnings_after(before, after),
             *_unlike(runners),
+            *_restless(results),
         ),
+        device=place.name,
+        cut=cut,
     )
 
 
-def _workers(runners: Sequence[Runner]) -> list[Worker]:
+def _workers(runners: Sequence[Runner]) -> list[Channel]:
     return [runner.worker for runner in runners if runner.worker is not None]
 
 
@@ -165,8 +238,35 @@ def _unlike(runners: Sequence[Runner]) -> list[str]:
     return found
 
 
+def _restless(results: Sequence[ArtifactProfile]) -> list[str]:
+    """Where latencies did not keep still: warm-ups cut short, drift, many outliers."""
+    found = []
+    for item in results:
+        restless = sum(not launch.settled for launch in item.launches)
+        if restless:
+            found.append(
+                f"{item.label} still became faster at the end of its warm-up in {restless} of {len(item.launches)} "
+                "launches: more warm-up runs (--warmup-runs) would settle it"
+            )
+        drift = item.latency.drift
+        if drift is not None and drift.seen:
+            which = "slower" if drift.change > 0 else "faster"
+            found.append(f"{item.label} became {100 * abs(drift.change):.1f} % {which} within its launches")
+        if item.latency.outliers > MANY_OUTLIERS * item.latency.runs:
+            found.append(f"{item.latency.outliers} of {item.latency.runs} runs of {item.label} are outliers")
+    return found
+
+
 def _settings(
-    threads: int | None, num_runs: int, warmup_runs: int, min_secs: float, launches: int, seed: int, *, several: bool
+    threads: int | None,
+    num_runs: int,
+    warmup_runs: int,
+    min_secs: float,
+    launches: int,
+    sustained_mins: float,
+    seed: int,
+    *,
+    several: bool,
 ) -> Settings:
     from mobilec.runtime.threads import resolve_threads
 
@@ -174,8 +274,9 @@ def _settings(
     for name, value, least in whole:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"{name} is {value!r}: expected a whole number, at least {least}")
-    if isinstance(min_secs, bool) or not isinstance(min_secs, (int, float)) or not 0 <= min_secs < math.inf:
-        raise UsageError(f"min_secs is {min_secs!r}: expected seconds, at least 0")
+    for name, amount, unit in (("min_secs", min_secs, "seconds"), ("sustained_mins", sustained_mins, "minutes")):
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
+            raise UsageError(f"{name} is {amount!r}: expected {unit}, at least 0")
     if threads is not None:
         resolve_threads(threads)
     return Settings(
@@ -187,14 +288,19 @@ def _settings(
         warmup_secs=WARMUP_SECS if warmup_runs else 0.0,
         settle_secs=SETTLE_SECS if several else 0.0,
         seed=seed,
+        warmup_limit_secs=WARMUP_LIMIT_SECS if warmup_runs else 0.0,
+        sustained_secs=60.0 * sustained_mins,
     )
 
 
-def _jobs(artifacts: Sequence[str | Path | Artifact]) -> list[Job]:
+def _opened(artifacts: Sequence[str | Path | Artifact]) -> list[Artifact]:
     """Open and verify every artefact before anything runs."""
     from mobilec.runtime.load import as_artifact
 
-    opened = [as_artifact(given, verify=True) for given in artifacts]
+    return [as_artifact(given, verify=True) for given in artifacts]
+
+
+def _jobs(opened: Sequence[Artifact]) -> list[Job]:
     labels = unique_labels([artifact.path for artifact in opened])
     return [
         Job(

@@ -5,12 +5,26 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mobilec.errors import BackendUnavailable
-from mobilec.latency.channel import Worker
-from mobilec.latency.samples import ArtifactProfile, LatencyStats, Launch, OpTable, OpTime, Samples, Settings
+from mobilec.latency.channel import Channel, Worker
+from mobilec.latency.samples import (
+    ArtifactProfile,
+    Checked,
+    LatencyStats,
+    Launch,
+    MachineState,
+    OpTable,
+    OpTime,
+    Samples,
+    Settings,
+    Sustained,
+    Window,
+)
+from mobilec.latency.steadiness import settled
 from mobilec.passes.evidence import TensorSpec
 
 TURN_SECS = 0.02  # about how long the timed runs of one turn last: worth the change-over, short enough for many rounds
@@ -26,6 +40,9 @@ class Job:
     Attributes:
         label: unique among the jobs. path: the artefact's folder, as the measuring process sees it.
         command: starts that process. model ... model_sha256: see ArtifactProfile.
+        start: makes the channel to a process, given its timeout; None for one that ``command`` alone starts.
+        check: compares outputs before times count; None on this machine, where `validate` does. board: see
+            ArtifactProfile.
     """
 
     label: str
@@ -37,6 +54,13 @@ class Job:
     target: str = ""
     weights: dict[str, Any] = field(default_factory=dict)
     model_sha256: str = ""
+    start: Callable[[float], Channel] | None = None
+    check: Callable[[Channel, str], Checked] | None = None
+    board: str = ""
+
+    def open(self, timeout_secs: float) -> Channel:
+        """A new measuring process."""
+        return self.start(timeout_secs) if self.start else Worker(self.label, self.command, timeout_secs=timeout_secs)
 
 
 class Runner:
@@ -44,7 +68,7 @@ class Runner:
 
     def __init__(self, job: Job, settings: Settings) -> None:
         self.job = job
-        self.worker: Worker | None = None
+        self.worker: Channel | None = None
         self.engine = ""
         self.threads: int | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
@@ -58,10 +82,12 @@ class Runner:
         self._launch_of_run: list[int] = []
         self._ops: OpTable | None = None
         self._ops_note = ""
+        self._sustained: Sustained | None = None
+        self._checked: Checked | None = None
 
     def load(self, timeout_secs: float) -> None:
         """Start a measuring process and open the artefact in it."""
-        self.worker = Worker(self.job.label, self.job.command, timeout_secs=timeout_secs)
+        self.worker = self.job.open(timeout_secs)
         request = {"do": "load", "path": self.job.path, "threads": self._settings.threads}
         loaded = self.worker.ask(request, stage="while loading")
         self.engine, self.threads = loaded["engine"], loaded["threads"]
@@ -71,21 +97,36 @@ class Runner:
     def run_cold(self) -> None:
         answer = self._ask({"do": "run", "runs": 1, "secs": 0.0}, stage="in its first run")
         self._first_run_ns = int(answer["duration_ns"][0])
+        if self.job.check is not None and self._checked is None:
+            assert self.worker is not None
+            self._checked = self.job.check(self.worker, self.engine)
 
     def warm_up(self) -> None:
         """Untimed runs. Those of the first launch tell how many timed ones make a turn."""
         runs, secs = self._settings.warmup_runs, self._settings.warmup_secs
         durations_ns = [self._first_run_ns]
-        self._warmup_runs = 0
+        self._warmup_runs, self._settled = 0, True
         if runs:
             takes_secs = runs * self._first_run_ns / 1e9 + secs
             answer = self._ask({"do": "run", "runs": runs, "secs": secs}, stage="warming up", takes_secs=takes_secs)
             durations_ns = answer["duration_ns"]
+            durations_ns = self._warm_up_on(list(durations_ns))
             self._warmup_runs = len(durations_ns)
         if not self._typical_secs:
-            self._typical_secs = max(statistics.median(durations_ns), 1) / 1e9
+            self._typical_secs = max(statistics.median(durations_ns[len(durations_ns) // 2 :]), 1) / 1e9
             by_time = int(TURN_SECS / self._typical_secs)
             self._burst = max(1, min(by_time, self.expected_runs() // FEWEST_ROUNDS, LONGEST_TURN))
+
+    def _warm_up_on(self, durations_ns: list[int]) -> list[int]:
+        """Go on in quarters of a second while runs still become faster, up to the limit. Returns all of them."""
+        step_secs = max(self._settings.warmup_secs, 0.05)
+        while not settled(durations_ns):
+            if sum(durations_ns) / 1e9 >= self._settings.warmup_limit_secs:
+                self._settled = False
+                break
+            answer = self._ask({"do": "run", "runs": 1, "secs": step_secs}, stage="warming up", takes_secs=step_secs)
+            durations_ns += answer["duration_ns"]
+        return durations_ns
 
     def expected_runs(self) -> int:
         """About how many timed runs it will take in all."""
@@ -112,16 +153,53 @@ class Runner:
         return min(by_runs, by_time, by_rounds, 1.0)
 
     def finish_launch(self) -> None:
-        answer = self._ask({"do": "memory"}, stage="after the timed runs")
+        self._keep_launch(self._ask({"do": "memory"}, stage="after the timed runs")["peak_rss_bytes"])
+
+    def cut_launch(self) -> None:
+        """Keep what the present launch has timed, after its process was lost."""
+        if len(self._launches) in self._launch_of_run:
+            self._keep_launch(self._loaded["baseline_rss_bytes"])
+
+    def _keep_launch(self, peak_rss_bytes: int) -> None:
         self._launches.append(
             Launch(
                 load_ms=self._loaded["load_ns"] / 1e6,
                 first_run_ms=self._first_run_ns / 1e6,
                 warmup_runs=self._warmup_runs,
                 baseline_rss_bytes=self._loaded["baseline_rss_bytes"],
-                peak_rss_bytes=answer["peak_rss_bytes"],
+                peak_rss_bytes=peak_rss_bytes,
+                settled=self._settled,
             )
         )
+
+    def sustain(
+        self, timeout_secs: float, told: Callable[[int, int], None], read_state: Callable[[], MachineState]
+    ) -> None:
+        """Runs without a pause for as long as the settings say, in a process of their own.
+
+        Args:
+            told: windows done, and in all. read_state: of the machine that runs it.
+        """
+        from mobilec.latency.sustained import WINDOWS, Stretch, curve, window
+
+        total_secs = self._settings.sustained_secs
+        step_secs = total_secs / WINDOWS
+        self.load(timeout_secs)
+        self.run_cold()
+        windows: list[Window] = []
+        begin_ns, passed_secs = None, 0.0
+        while passed_secs < total_secs:
+            told(min(len(windows), WINDOWS - 1), WINDOWS)
+            request = {"do": "run", "runs": 1, "secs": step_secs}
+            takes_secs = step_secs + 2 * self._typical_secs
+            answer = self._ask(request, stage="in the sustained run", takes_secs=takes_secs)
+            begin_ns = answer["start_ns"][0] if begin_ns is None else begin_ns
+            state = read_state()
+            durations_ms = tuple(ns / 1e6 for ns in answer["duration_ns"])
+            start_s = (answer["start_ns"][0] - begin_ns) / 1e9
+            windows.append(window(Stretch(start_s, durations_ms, state.cpu_mhz, state.temperature_c)))
+            passed_secs = (answer["start_ns"][-1] + answer["duration_ns"][-1] - begin_ns) / 1e9
+        self._sustained = curve(windows, total_secs, seed=self._settings.seed)
 
     def profile_ops(self) -> None:
         """The per-op table; an engine without a profiler leaves a note in its place."""
@@ -170,6 +248,9 @@ class Runner:
             samples=samples,
             ops=self._ops,
             ops_note=self._ops_note,
+            sustained=self._sustained,
+            checked=self._checked,
+            board=job.board,
         )
 
     def _ask(self, request: dict[str, Any], *, stage: str, takes_secs: float = 0.0) -> Any:

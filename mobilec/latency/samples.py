@@ -37,6 +37,20 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How latency changed from the beginning of a launch to its end.
+
+    Attributes:
+        change: relative; 0.05 is 5 % slower at the end. p_value: of no drift at all (Mann-Kendall, within launches).
+        seen: beyond chance, and large enough to matter.
+    """
+
+    change: float
+    p_value: float
+    seen: bool
+
+
+@dataclass(frozen=True)
 class LatencyStats:
     """One artefact's latency, in milliseconds.
 
@@ -47,6 +61,8 @@ class LatencyStats:
         iqr_ms: distance between the quartiles. mad_ms: median absolute deviation from the median, unscaled.
         median_interval: bootstrap interval of the median, made wide enough to hold the launches' differences;
             None where there were too few rounds for one.
+        outliers: runs further than three times the IQR outside the quartiles.
+        drift: within launches; None where there were too few rounds to tell.
     """
 
     runs: int
@@ -62,6 +78,8 @@ class LatencyStats:
     iqr_ms: float
     mad_ms: float
     median_interval: Interval | None
+    outliers: int = 0
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +152,7 @@ class Launch:
         first_run_ms: the cold first inference. warmup_runs: how many runs followed it untimed.
         baseline_rss_bytes: resident memory with the engine imported and no model loaded.
         peak_rss_bytes: the highest it ever was, up to the last timed run.
+        settled: whether the warm-up had stopped getting faster when timing began.
     """
 
     load_ms: float
@@ -141,6 +160,56 @@ class Launch:
     warmup_runs: int
     baseline_rss_bytes: int
     peak_rss_bytes: int
+    settled: bool = True
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a sustained run.
+
+    Attributes:
+        start_s: seconds since the sustained run began. runs: how many there were.
+        cpu_mhz / temperature_c: of the machine at its end; None where the system does not tell.
+    """
+
+    start_s: float
+    runs: int
+    median_ms: float
+    p95_ms: float
+    cpu_mhz: float | None
+    temperature_c: float | None
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """Latency under load without a pause, in one process.
+
+    Attributes:
+        secs: how long it was asked to last. windows: in order.
+        ratio: latency in the last fifth of the windows over that in the first fifth; None with too few windows.
+        interval: of ``ratio``. verdict: what it says.
+    """
+
+    secs: float
+    windows: tuple[Window, ...]
+    ratio: float | None
+    interval: Interval | None
+    verdict: Literal["held its speed", "slowed down", "too short to tell"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """That a device computed what it should, before its times counted.
+
+    Attributes:
+        against: what its outputs were compared with. samples: how many inferences. max_abs: largest error.
+        psnr_db: lowest of any output, None without any error.
+    """
+
+    against: str
+    samples: int
+    max_abs: float
+    psnr_db: float | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +225,9 @@ class ArtifactProfile:
         load_ms / first_run_ms: medians over the launches.
         baseline_rss_bytes / peak_rss_bytes: of the launch with the highest peak.
         ops: per-op table; None where it was not asked for or ``ops_note`` says why not.
+        sustained: the curve of a long run; None where none was asked for.
+        checked: that its outputs were right where it ran; None where `validate` is left to say so (this machine).
+        board: which one of a pool ran it, empty elsewhere.
     """
 
     label: str
@@ -178,6 +250,9 @@ class ArtifactProfile:
     samples: Samples
     ops: OpTable | None
     ops_note: str
+    sustained: Sustained | None = None
+    checked: Checked | None = None
+    board: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,8 +316,10 @@ class Settings:
         num_runs, min_secs: least number and least total time of timed runs an artefact.
         launches: fresh processes for each artefact, one after another, sharing the runs among them.
         warmup_runs, warmup_secs: least number and least total time of untimed runs in each launch.
+        warmup_limit_secs: for so long at most warming up goes on while runs still become faster.
         settle_secs: least time of untimed runs at the start of every turn when several artefacts take turns.
         seed: of the order within rounds and of the bootstrap.
+        sustained_secs: length of a run without pause at the end; 0 for none.
     """
 
     threads: int | None
@@ -253,6 +330,8 @@ class Settings:
     warmup_secs: float
     settle_secs: float
     seed: int
+    warmup_limit_secs: float = 0.0
+    sustained_secs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -263,6 +342,8 @@ class ProfileReport:
         artifacts: in the order given. comparisons: every further artefact against the first.
         machine / before / after: what it ran on, and its state around the timed runs.
         warnings: what makes the figures less trustworthy, one sentence each.
+        device: where it ran, as ``--device`` names it.
+        cut: why measuring ended before its time; empty for a whole measurement.
     """
 
     settings: Settings
@@ -272,3 +353,5 @@ class ProfileReport:
     before: MachineState
     after: MachineState
     warnings: tuple[str, ...]
+    device: str = "local"
+    cut: str = ""

@@ -27,7 +27,8 @@ from typing import TypeVar
 import numpy as np
 
 from mobilec.errors import UsageError
-from mobilec.latency.samples import Comparison, Interval, LatencyStats, Samples, Verdict
+from mobilec.latency.samples import Comparison, Drift, Interval, LatencyStats, Samples, Verdict
+from mobilec.latency.steadiness import count_outliers, detrended, drift
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -62,6 +63,8 @@ def summarise(samples: Samples, *, confidence: float = CONFIDENCE, seed: int = 0
         iqr_ms=float(three_quarters - quarter),
         mad_ms=float(np.median(np.abs(latencies - median))),
         median_interval=_median_interval(rounds, confidence, seed),
+        outliers=count_outliers(latencies),
+        drift=_drift(rounds),
     )
 
 
@@ -115,6 +118,13 @@ def _rounds(samples: Samples) -> dict[tuple[int, int], np.ndarray]:
     starts = np.flatnonzero(steps.any(axis=1)) + 1
     firsts = keys[np.concatenate([[0], starts])]
     return {(int(a), int(b)): part for (a, b), part in zip(firsts, np.split(latencies, starts), strict=True)}
+
+
+def _drift(rounds: dict[tuple[int, int], np.ndarray]) -> Drift | None:
+    medians = np.array([np.median(part) for part in rounds.values()])
+    sizes = _launch_sizes(list(rounds))
+    launches = np.split(medians, np.cumsum(sizes)[:-1])
+    return drift(launches, _block_length(np.concatenate([detrended(part) for part in launches]), sizes))
 
 
 def _launch_sizes(keys: list[tuple[int, int]]) -> list[int]:

@@ -1,13 +1,15 @@
 """A measuring process whose session behaves as the test says. Run as ``python fake_worker.py``.
 
 The "artefact" is a JSON file: ``fault`` (what goes wrong), ``at`` (``load`` or the number of the run in which it does),
-``median_ms`` and ``spread`` (time is then virtual: runs take no time, but are told to last that long). Every process
+``median_ms`` and ``spread`` (time is then virtual: runs take no time, but are told to last that long), ``slow_start``
+([how much slower at first, after how many runs that has faded]) and ``growth_per_s`` (slower with time). Every process
 adds its id to a file beside it that ends in ``.pids``, and their number seeds its noise.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -50,12 +52,18 @@ class FakeSession:
         if self._facts.get("at") == self._runs:
             self._fail()
         if "median_ms" in self._facts:
-            factor = self._noise.lognormvariate(0, self._facts["spread"])
+            factor = self._noise.lognormvariate(0, self._facts["spread"]) * self._course()
             self._clock_ns += round(1e6 * self._facts["median_ms"] * factor)
         return {"y": feeds["x"][:1, 0]}
 
     def close(self) -> None:
         pass
+
+    def _course(self) -> float:
+        """How much slower than usual this run is by its place in the process's life."""
+        extra, runs = self._facts.get("slow_start", [0, 1])
+        growth_per_s = self._facts.get("growth_per_s", 0)
+        return (1 + extra * math.exp(-self._runs / runs)) * (1 + growth_per_s * self._clock_ns / 1e9)
 
     def _tick(self) -> int:
         self._clock_ns += 1
