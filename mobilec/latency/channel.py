@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -57,13 +57,22 @@ class Worker:
         label: the artefact's, for messages.
         command: argument list; never a shell's.
         timeout_secs: how long an answer may take, beyond what the request itself asks for.
+        ended: what an exit status means, and a hint; for a command that carries a process on another machine.
 
     Raises:
         BackendError: the command cannot be started.
     """
 
-    def __init__(self, label: str, command: Sequence[str], *, timeout_secs: float) -> None:
+    def __init__(
+        self,
+        label: str,
+        command: Sequence[str],
+        *,
+        timeout_secs: float,
+        ended: Callable[[int], tuple[str, str]] | None = None,
+    ) -> None:
         self.label = label
+        self._ended = ended
         self._timeout_secs = timeout_secs
         self._pending = b""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close_workers
@@ -162,7 +171,9 @@ class Worker:
             return BackendError(f"{self.label}: the measuring process closed its output {stage}")
         words = self._last_words()
         last = words.splitlines()[-1].strip() if words else ""
-        if status < 0:
+        if self._ended is not None:
+            end, hint = self._ended(status)
+        elif status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
             end = f"was ended by {name}"
             hint = "the system may have run out of memory" if -status == signal.SIGKILL else ""

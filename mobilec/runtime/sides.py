@@ -130,8 +130,12 @@ def _refuse(given: object, weights: dict[str, Any]) -> None:
 
 def open_artefact(artifact: Artifact, running: Running, faults: tuple[str, ...]) -> Side:
     """The model file of an artefact, which runs even over changed files."""
+    return side_of(artifact, _opened(artifact, lambda: load_side(artifact, running), faults), faults)
+
+
+def side_of(artifact: Artifact, session: Session, faults: tuple[str, ...]) -> Side:
+    """An artefact that ``session`` runs, wherever that is."""
     manifest = artifact.manifest
-    session = _opened(artifact, lambda: _load(artifact, running), faults)
     return Side(
         name=str(artifact.path),
         title=f"{artifact.path.name}, {manifest.backend} {manifest.precision}",
@@ -219,7 +223,8 @@ def _opened(artifact: Artifact, opener: Callable[[], Session], faults: Sequence[
         ) from error
 
 
-def _load(given: str | Path | Artifact, running: Running) -> Session:
+def load_side(given: str | Path | Artifact, running: Running) -> Session:
+    """``mobilec.load`` of what was checked already, run as ``running`` says."""
     numerics = None
     if running.accumulate != "fp32":
         from mobilec.runtime.mil.numerics import Numerics
@@ -259,7 +264,7 @@ def open_file(path: Path, running: Running) -> Side:
 
     if not path.exists():
         raise ArtifactError(f"{path}: no such file")
-    session = _load(path, running)
+    session = load_side(path, running)
     backend = FILES[path.suffix.lower()]
     try:
         facts = facts_of(path, backend)
