@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 @click.option("--sensitivity", metavar="DB|N%", help="Leave the costliest layers out until outputs are this near.")
 @click.option("--keep-fp32", multiple=True, metavar="OPS|auto", help="Operators an fp16 file computes in float32.")
 @click.option("--images", multiple=True, metavar="PATH", help="Images to calibrate on: files, folders, patterns.")
-@click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: cpu for ONNX, else ane]")
+@click.option("--target", metavar="NAME", help="Rewrites for this target.  [default: by format]")
 @rule_options
 @click.option("--no-proof", "proof", flag_value=False, default=True, help="Do not measure what the rewrites change.")
 @click.option("--explain", is_flag=True, help="Show where rewrites were refused, and why.")

@@ -16,6 +16,7 @@ from mobilec.cli.options import (
     INPUT_SIZE,
     Dims,
     common,
+    given_again,
     model_options,
     rule_options,
     unique_shapes,
@@ -124,12 +125,7 @@ def command(
     else:
         _show(found, limit)
         if found.kind == "model":
-            flags = {"replace-head": replace_head, "pretrained": pretrained, "dynamic-batch": dynamic_batch}
-            values: list[tuple[str, object]] = [("checkpoint", checkpoint), ("num-classes", num_classes)]
-            values += [("input-size", _size(input_size)), *(("input-shape", _shape(*item)) for item in input_shape)]
-            for option, names in (("skip-rule", skip_rule), ("only-rule", only_rule), ("rules", rule_files)):
-                values += [(option, name) for name in names]
-            _next_step(found, subject, values, [name for name, given in flags.items() if given])
+            _next_step(found, subject)
     if strict:
         found.raise_if_left()
 
@@ -149,26 +145,20 @@ def document(found: Lint) -> dict[str, Any]:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _size(size: int | tuple[int, int] | None) -> str | None:
-    return "x".join(map(str, size)) if isinstance(size, tuple) else None if size is None else str(size)
+AGAIN = (
+    *("checkpoint", "num_classes", "replace_head", "pretrained", "input_size", "input_shape", "dynamic_batch"),
+    *("skip_rule", "only_rule", "rule_files"),
+)
 
 
-def _shape(name: str, dims: Dims) -> str:
-    sizes, types = [item for item in dims if isinstance(item, int)], [item for item in dims if isinstance(item, str)]
-    return ":".join((name, ",".join(map(str, sizes)), *types))
-
-
-def _next_step(found: Lint, subject: str, values: Sequence[tuple[str, object]], flags: Sequence[str]) -> None:
+def _next_step(found: Lint, subject: str) -> None:
     """The export with the options that were given here."""
     import shlex
 
     from mobilec.cli import render
     from mobilec.cli.output import plain, stdout_console
 
-    words = ["mobilec", "export", subject, "--to", found.backend, "--target", found.target]
-    for name, value in values:
-        words += [f"--{name}", str(value)] if value is not None else []
-    words += [f"--{name}" for name in flags]
+    words = ["mobilec", "export", subject, "--to", found.backend, "--target", found.target, *given_again(*AGAIN)]
     why = "to write it with these rewrites, proven" if found.after else "to write it"
     render.next_step(stdout_console(), plain(shlex.join(words)), why)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mobilec.cli.group import debug_option
 from mobilec.errors import DataError, UsageError
@@ -144,6 +145,34 @@ def rule_options(command: Any) -> Any:
     ):
         command = option(command)
     return command
+
+
+def given_again(*names: str) -> list[str]:
+    """Those of the running command's options that were given, by their parameters' names, as words to give again."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in names or context.get_parameter_source(name) != ParameterSource.COMMANDLINE:
+            continue
+        option, value = parameter.opts[0], context.params[name]
+        if isinstance(value, bool):
+            words += [option] if value else []
+            continue
+        for item in value if parameter.multiple else [value]:
+            words += [option, _text_of(item)]
+    return words
+
+
+def _text_of(value: Any) -> str:
+    """An option's value as it is written: the reverse of the types above."""
+    if not isinstance(value, tuple):
+        return str(value)
+    if isinstance(value[0], str):  # InputShape
+        name, dims = value
+        sizes = ",".join(str(part) for part in dims if isinstance(part, int))
+        return ":".join((name, sizes, *(part for part in dims if isinstance(part, str))))
+    return "x".join(map(str, value))  # InputSize
 
 
 def unique_shapes(shapes: Sequence[tuple[str, Dims]]) -> dict[str, Dims] | None:

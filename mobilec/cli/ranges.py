@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from mobilec.cli.options import (
     INPUT_SIZE,
     Dims,
     common,
+    given_again,
     model_options,
     rule_options,
     unique_shapes,
@@ -148,6 +150,10 @@ def _finite(value: Any) -> Any:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+AGAIN = (
+    *("images", "checkpoint", "num_classes", "replace_head", "pretrained", "input_size", "input_shape"),
+    *("skip_rule", "only_rule", "rule_files"),
+)
 STYLES = {"breaks": "bold red", "may break": "bold yellow", "loses precision": "yellow", "fine": "green"}
 
 
@@ -225,6 +231,7 @@ def _decibels(level: float) -> str:
 def _verdict(console: Console, report: RangesReport, subject: str) -> None:
     """How the outputs fare, and the export that makes them pass."""
     from mobilec.cli import render
+    from mobilec.cli.output import plain
 
     console.print()
     half = report.half
@@ -248,6 +255,7 @@ def _verdict(console: Console, report: RangesReport, subject: str) -> None:
     if len(names) > KEPT_SHOWN:
         console.print(f"  and {len(names) - KEPT_SHOWN} more")
     if report.rewritten:
-        precision = " --precision fp16" if report.backend == "onnx" else ""
-        command = f"mobilec export {subject} --to {report.backend} --target {report.target}{precision} --keep-fp32 auto"
-        render.next_step(console, command, "to write it with them")
+        words = ["mobilec", "export", subject, "--to", report.backend, "--target", report.target]
+        words += ["--precision", "fp16"] if report.backend == "onnx" else []
+        words += ["--keep-fp32", "auto", *given_again(*AGAIN)]
+        render.next_step(console, plain(shlex.join(words)), "to write it with them")

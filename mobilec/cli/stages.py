@@ -30,12 +30,17 @@ def run(
     rule_files: Sequence[Path],
     save_arrays: Path | None,
     threads: int | None,
+    interpreter: bool,
+    accumulate: str,
     save: Path | None,
 ) -> None:
     """Compare the stages of one artefact, and look for the first wrong op with ``bisect``. Raises CheckFailed."""
     if len(artefacts) != 1:
         raise UsageError(f"--stages and --bisect take one artefact, {len(artefacts)} were given")
     with stages(state, "loading") as progress, noise_to_stderr():
+        from mobilec.runtime.sides import Running
+
+        running = Running(threads, interpreter, accumulate)
         found: Stages | Bisection
         if bisect:
             from mobilec.runtime.bisect import bisect as look
@@ -44,14 +49,14 @@ def run(
                 artefacts[0],
                 images=images,
                 rule_files=rule_files,
-                threads=threads,
+                running=running,
                 save_arrays=save_arrays,
                 progress=progress,
             )
         else:
             from mobilec.runtime.stages import check_stages
 
-            found = check_stages(artefacts[0], images=images, rule_files=rule_files, threads=threads, progress=progress)
+            found = check_stages(artefacts[0], images=images, rule_files=rule_files, running=running, progress=progress)
     document = asdict(found)
     if state.json:
         emit(state, document)

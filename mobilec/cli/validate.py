@@ -147,8 +147,15 @@ def command(
     for path in (save, resume):
         if path is not None:
             check_writable(path)
+    if save_arrays is not None and not bisect:
+        raise click.UsageError("--save-arrays goes with --bisect, which finds the ops whose tensors are written")
+    if rule_files and not (check_stages or bisect):
+        raise click.UsageError("--rules goes with --stages and --bisect, which rewrite the model again")
     if check_stages or bisect:
-        _refuse_beside_stages(against=against, data=data, limit=limit, resume=resume)
+        reference = {"against": against, "checkpoint": checkpoint, "num-classes": num_classes}
+        pictures_of = {"data": data, "limit": limit, "resume": resume, "mean": mean, "std": std, "color": color}
+        limits = {"atol": atol, "rtol": rtol, "min-psnr": min_psnr, "min-cosine": min_cosine, "min-top1": min_top1}
+        _refuse_beside_stages(reference | pictures_of | {"crop-pct": crop_pct} | limits)
         from mobilec.cli.stages import run
 
         run(
@@ -157,8 +164,10 @@ def command(
             pictures,
             bisect=bisect,
             rule_files=rule_files,
-            save_arrays=save_arrays if bisect else None,
+            save_arrays=save_arrays,
             threads=threads,
+            interpreter=interpreter,
+            accumulate=accumulate,
             save=save,
         )
         return
@@ -200,8 +209,8 @@ def command(
     result.raise_if_failed()
 
 
-def _refuse_beside_stages(**options: object) -> None:
-    """Options that ask for another comparison than that of the stages."""
+def _refuse_beside_stages(options: dict[str, object]) -> None:
+    """Options that ask for another comparison than that of the stages, which have their own inputs and limits."""
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise click.UsageError(f"{', '.join(given)} does not go with --stages and --bisect, which compare the stages")

@@ -20,6 +20,7 @@ from mobilec.runtime.ladder import Rung, tensors
 from mobilec.runtime.op_graphs.align import CLOSE, CLOSE_IN_HALF, Alignment, align
 from mobilec.runtime.op_graphs.graph import Op, OpGraph
 from mobilec.runtime.op_graphs.judge import Judged, Judgement, TensorPair, facts, judge
+from mobilec.runtime.sides import Running
 from mobilec.runtime.stages import Climb, Stages, climb_and_compare, feeds_of
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def bisect(
     *,
     images: str | Path | Sequence[str | Path] = (),
     rule_files: Sequence[str | Path] = (),
-    threads: int | None = None,
+    running: Running = Running(),  # noqa: B008  (frozen)
     save_arrays: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Bisection:
@@ -174,6 +175,7 @@ def bisect(
     Args:
         images: files, folders or patterns; the one on which the failing stages are furthest apart is used.
         rule_files: rules of your own that the export ran. **They are executed.**
+        running: how the file itself is run.
         save_arrays: folder for the tensors of wrong operations, one ``.npz`` each.
 
     Raises ArtifactError, BackendUnavailable, DataError, UsageError.
@@ -182,7 +184,7 @@ def bisect(
 
     tell = progress or (lambda stage: None)
     with tempfile.TemporaryDirectory(prefix="mobilec-bisect-") as scratch:
-        climb = climb_and_compare(artifact, Path(scratch), images, rule_files, threads, progress)
+        climb = climb_and_compare(artifact, Path(scratch), images, rule_files, running, progress)
         folder = None if save_arrays is None else _folder(Path(save_arrays))
         pairs: list[Pair] = []
         sample = ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
     from mobilec.export.manifest import Manifest
     from mobilec.runtime.op_graphs.graph import OpGraph
+    from mobilec.runtime.sides import Running
 
 # What a stage is fed: normalised numbers, what a Core ML image input makes of pixels, or what the file takes.
 Form = Literal["captured", "adapted", "file"]
@@ -74,9 +75,7 @@ WRITTEN = {
 }
 
 
-def climb(
-    artifact: Artifact, scratch: Path, rule_files: Sequence[str | Path], threads: int | None, tell: Tell
-) -> Ladder:
+def climb(artifact: Artifact, scratch: Path, rule_files: Sequence[str | Path], running: Running, tell: Tell) -> Ladder:
     """Make every stage that can be made again. Raises ArtifactError, BackendUnavailable, UsageError."""
     from mobilec.export.rederive import adapted, steps_of
     from mobilec.export.writers import find_writer
@@ -96,7 +95,7 @@ def climb(
     rungs += _rewritten(program, manifest, scratch, rule_files, notes, tell)
     before = next(rung for rung in reversed(rungs) if not rung.not_run)
     anew = before.name == steps_of(manifest)[-1]
-    rungs += _shipped(artifact, before.name, anew, threads, tell)
+    rungs += _shipped(artifact, before.name, anew, running, tell)
     changed = _changed_tools(manifest)
     if changed:
         notes.append(f"written by other versions than these ({changed}): a new file may differ from it by rounding")
@@ -221,12 +220,15 @@ def _rewritten(
     return rungs
 
 
-def file_graph(path: Path, manifest: Manifest, storage: str = "") -> Callable[[], OpGraph] | None:
+def file_graph(
+    path: Path, manifest: Manifest, storage: str = "", accumulate: str = "fp32"
+) -> Callable[[], OpGraph] | None:
     """Opens a model file op by op; None for a format that cannot be.
 
     Args:
         storage: of Core ML's tensors, as in ``Numerics``. By default what an fp32 file declares (where it has no
             business to round, it is seen when it does), and fp32 arithmetic for any other.
+        accumulate: as in ``Numerics``.
     """
     storage = storage or ("declared" if manifest.precision == "fp32" else "fp32")
     names = [spec.name for spec in manifest.inputs]
@@ -241,18 +243,18 @@ def file_graph(path: Path, manifest: Manifest, storage: str = "") -> Callable[[]
         from mobilec.runtime.mil.numerics import Numerics
         from mobilec.runtime.op_graphs.from_mil import MilGraph
 
-        return MilGraph(path, Numerics(storage), inputs=names, outputs=results)
+        return MilGraph(path, Numerics(storage, accumulate), inputs=names, outputs=results)
 
     return {"onnx": opened_onnx, "coreml": opened_mil}.get(manifest.backend)
 
 
-def _shipped(artifact: Artifact, before: str, anew: bool, threads: int | None, tell: Tell) -> list[Rung]:
+def _shipped(artifact: Artifact, before: str, anew: bool, running: Running, tell: Tell) -> list[Rung]:
     """The file of the artefact: op by op as it stands, and as its engine runs it.
 
     Args:
         before: the last stage that could be made. anew: that is the file itself, written once more.
     """
-    from mobilec.runtime.load import load
+    from mobilec.runtime.sides import load_side
 
     manifest = artifact.manifest
     half = manifest.precision != "fp32" or bool(manifest.options.get("compress"))
@@ -262,9 +264,11 @@ def _shipped(artifact: Artifact, before: str, anew: bool, threads: int | None, t
         how = "op by op in fp32" if manifest.backend == "coreml" else "op by op"
         link = {"half": half and not anew, "rewritten": before == "captured"}
         rungs.append(_graph_rung("file", f"{manifest.model_file}, {how}", "file", graph, **link))
+    if running.accumulate != "fp32" and manifest.backend != "coreml":
+        raise UsageError(f"accumulate is of the interpreter of Core ML files, this is one of {manifest.backend}")
     tell("loading the file")
     try:
-        session = load(artifact, threads=threads, verify=False)
+        session = load_side(artifact, running)
     except BackendUnavailable as error:
         return [*rungs, _missing("runtime", "the engine", error.message)]
 
@@ -273,7 +277,9 @@ def _shipped(artifact: Artifact, before: str, anew: bool, threads: int | None, t
         results = session.run(named)
         return [results[spec.name] for spec in manifest.outputs]
 
-    opened = file_graph(artifact.model_path, manifest, "declared") if manifest.backend == "coreml" else None
+    opened = None
+    if manifest.backend == "coreml":
+        opened = file_graph(artifact.model_path, manifest, "declared", running.accumulate)
     return [*rungs, Rung("runtime", f"{manifest.model_file} in {session.backend}", "file", outputs, opened, half=half)]
 
 

@@ -18,7 +18,7 @@ from mobilec.runtime.gates import Gate, Policy, failures, policy_for
 from mobilec.runtime.ladder import Form, Rung, climb
 from mobilec.runtime.load import as_artifact
 from mobilec.runtime.parity import Comparison, as_stated, worst_relative
-from mobilec.runtime.sides import approximations_of, captured_inputs, checked_faults
+from mobilec.runtime.sides import Running, approximations_of, captured_inputs, checked_faults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def check_stages(
     *,
     images: str | Path | Sequence[str | Path] = (),
     rule_files: Sequence[str | Path] = (),
-    threads: int | None = None,
+    running: Running = Running(),  # noqa: B008  (frozen)
     progress: Progress | None = None,
 ) -> Stages:
     """Every stage from the module to the running file, and the first that fails.
@@ -135,13 +135,14 @@ def check_stages(
     Args:
         images: files, folders or patterns to compare on, else the built-in probes.
         rule_files: rules of your own that the export ran. **They are executed.**
+        running: how the file itself is run.
 
     Raises ArtifactError, BackendUnavailable, DataError, UsageError.
     """
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="mobilec-stages-") as scratch:
-        return climb_and_compare(artifact, Path(scratch), images, rule_files, threads, progress).stages
+        return climb_and_compare(artifact, Path(scratch), images, rule_files, running, progress).stages
 
 
 def climb_and_compare(
@@ -149,7 +150,7 @@ def climb_and_compare(
     scratch: Path,
     images: str | Path | Sequence[str | Path],
     rule_files: Sequence[str | Path],
-    threads: int | None,
+    running: Running,
     progress: Progress | None,
 ) -> Climb:
     """``check_stages`` with everything left open; files are written into ``scratch``."""
@@ -157,7 +158,7 @@ def climb_and_compare(
     artifact = as_artifact(artifact, verify=False)
     manifest = artifact.manifest
     faults = checked_faults(artifact)
-    ladder = climb(artifact, scratch, rule_files, threads, tell)
+    ladder = climb(artifact, scratch, rule_files, running, tell)
     rungs = [rung for rung in ladder.rungs if not rung.not_run]
     feeder = make_feeder(manifest.inputs, captured_inputs(manifest.inputs, ladder.inputs))
     policies = _policies(manifest, repeated=ladder.repeated)

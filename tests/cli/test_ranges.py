@@ -66,7 +66,7 @@ def test_what_breaks_is_named_with_what_helps(run: Callable, net: str) -> None:
     assert "exp" in words
     assert "net.py:18" in words
     assert "--keep-fp32 exp" in words
-    assert "--keep-fp32 auto" in words
+    assert f"mobilec export {net}:cliff --to coreml --target ane --keep-fp32 auto {' '.join(map(str, SIZE))}" in words
 
 
 def test_json_holds_ranges_and_remedies_and_strict_is_3(run: Callable, net: str, pictures: Path) -> None:

@@ -59,6 +59,19 @@ def test_options_that_ask_for_another_comparison(run: Callable, tiny: Path, tmp_
     done = run("validate", tiny, "--stages", "--data", tmp_path)
     assert done.code == 2
     assert "--data does not go with --stages" in done.stderr
+    done = run("validate", tiny, "--bisect", "--against", "shvit_s1", "--min-psnr", 3, "--atol", 1)
+    assert done.code == 2
+    assert "--against, --atol, --min-psnr does not go with --stages" in done.stderr
+    for words in (("--save-arrays", tmp_path / "x"), ("--stages", "--save-arrays", tmp_path / "x")):
+        done = run("validate", tiny, *words)
+        assert done.code == 2
+        assert "--save-arrays goes with --bisect" in done.stderr
+    done = run("validate", tiny, "--rules", tiny.parent / "net.py")
+    assert done.code == 2
+    assert "--rules goes with --stages" in done.stderr
+    done = run("validate", tiny, "--stages", "--accumulate", "fp16")
+    assert done.code == 2
+    assert "accumulate is of the interpreter of Core ML files, this is one of onnx" in done.stderr
     done = run("validate", tiny, tiny, "--bisect")
     assert done.code == 2
     assert "take one artefact, 2 were given" in done.stderr
