@@ -203,7 +203,7 @@ def os_name(root: Path) -> str:
 
 
 def virtualised(root: Path) -> tuple[str, ...]:
-    """Signs of a hypervisor or container; each may be missed, none is invented. ``root`` holds a Linux kernel's files."""
+    """Signs of a hypervisor or container; each may be missed, none is invented. ``root``: Linux's files."""
     found = []
     if re.search(r"^flags\s*:.*\bhypervisor\b", _read(root / "proc/cpuinfo"), re.MULTILINE):
         product = _read(root / "sys/class/dmi/id/product_name")

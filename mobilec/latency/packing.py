@@ -14,8 +14,8 @@ from mobilec.errors import BackendError
 
 def pack(array: np.ndarray) -> dict[str, Any]:
     """Type, shape and little-endian numbers in row-major order."""
-    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": base64.b64encode(plain).decode("ascii")}
+    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": base64.b64encode(data).decode("ascii")}
 
 
 def unpack(packed: Any) -> np.ndarray:

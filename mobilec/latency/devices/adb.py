@@ -31,7 +31,7 @@ class Adb:
     """
 
     program = "adb"
-    folders = ("/data/local/tmp",)
+    folders: tuple[str, ...] = ("/data/local/tmp",)
 
     def __init__(self, serial: str) -> None:
         if not _SERIAL.fullmatch(serial):

@@ -5,6 +5,8 @@ It answers the requests of ``mobilec.latency.worker`` (whose documentation says 
 the arrays to time with.
 """
 
+from __future__ import annotations
+
 import base64
 import gc
 import json
@@ -13,32 +15,41 @@ import re
 import sys
 import threading
 import time
+from typing import Any
 
 MODEL = "model.onnx"  # beside this file
 
 
-def unpack(packed):
+def unpack(packed: dict[str, Any]) -> Any:
     import numpy
 
     data = base64.b64decode(packed["base64"], validate=True)
     return numpy.frombuffer(data, numpy.dtype(packed["dtype"]).newbyteorder("<")).reshape(packed["shape"])
 
 
-def pack(array):
+def pack(array: Any) -> dict[str, Any]:
     import numpy
 
     plain = numpy.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": base64.b64encode(plain).decode("ascii")}
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(plain.tobytes()).decode("ascii"),
+    }
 
 
-def resident(field):
+def resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes."""
     with open("/proc/self/status") as status:
-        return int(re.search(rf"^{field}:\s*(\d+)", status.read(), re.MULTILINE)[1]) * 1024
+        found = re.search(rf"^{field}:\s*(\d+)", status.read(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 class Bench:
-    def load(self, threads, feeds):
+    session: Any
+    feeds: dict[str, Any]
+
+    def load(self, threads: int, feeds: dict[str, Any]) -> dict[str, Any]:
         import onnxruntime
 
         baseline = resident("VmRSS")
@@ -61,13 +72,14 @@ class Bench:
             "baseline_rss_bytes": baseline,
         }
 
-    def infer(self, feeds):
+    def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
         given = {name: unpack(packed) for name, packed in feeds.items()}
         names = [output.name for output in self.session.get_outputs()]
-        return {name: pack(value) for name, value in zip(names, self.session.run(None, given))}
+        return {name: pack(value) for name, value in zip(names, self.session.run(None, given))}  # noqa: B905  # Python 3.8 has no strict
 
-    def run(self, runs, secs):
-        starts, durations = [], []
+    def run(self, runs: int, secs: float) -> dict[str, list[int]]:
+        starts: list[int] = []
+        durations: list[int] = []
         end = time.perf_counter_ns() + int(secs * 1e9)
         gc.disable()
         try:
@@ -81,7 +93,7 @@ class Bench:
             gc.enable()
         return {"start_ns": starts, "duration_ns": durations}
 
-    def obey(self, request):
+    def obey(self, request: dict[str, Any]) -> Any:
         do = request["do"]
         if do == "load":
             return self.load(request["threads"], request["feeds"])
@@ -98,14 +110,14 @@ class Bench:
         raise ValueError(f"unknown request {do!r}")
 
 
-def main():
+def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     bench = Bench()
-    lines = []
+    lines: list[bytes] = []
     ready = threading.Semaphore(0)
 
-    def read():
+    def read() -> None:
         for line in sys.stdin.buffer:
             lines.append(line)
             ready.release()

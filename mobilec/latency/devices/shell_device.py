@@ -55,7 +55,7 @@ class ShellDevice:
         self.close()
 
     def close(self) -> None:
-        """End all that runs there and remove the folder; the device itself does both, also when this cannot be called."""
+        """End all that runs there and remove the folder. The device does both, also where nobody can call this."""
         try:
             self._keeper.close()
         finally:

@@ -43,7 +43,7 @@ class Ssh:
     """
 
     program = "ssh"
-    folders = ("/tmp", "/var/tmp", ".")  # the last is the user's home
+    folders: tuple[str, ...] = ("/tmp", "/var/tmp", ".")  # the last is the user's home
 
     def __init__(self, address: str) -> None:
         match = _DESTINATION.fullmatch(address)
