@@ -24,9 +24,7 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -36,13 +34,16 @@ from pathlib import Path
 import numpy as np
 
 from common import SMALLEST, machine, markdown, run_self
+from mobilec.errors import BackendError
+from mobilec.latency.channel import Worker, close_workers
+from ratios import log_ratios, ratio_text
 
 HERE = Path(__file__).resolve().parent
 OPENVINO_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
-WORKER = HERE / "speed_worker.py"
+WORKER = HERE / "peers" / "worker.py"
 PLAIN_OPSET = 18
-RESAMPLES = 5000
 MIN_RUNS = 5
+TIMEOUT_SECS = 120.0
 # Of the largest logit: fp32 rounding carried through a hundred layers of two differently ordered programs.
 AGREEMENT = 1e-4
 RUNTIMES = {"onnxruntime": "ORT", "openvino": "OpenVINO"}
@@ -56,21 +57,9 @@ class Candidate:
 
     model: str
     way: Way
-    process: subprocess.Popen[str]
+    worker: Worker
     runtime: str = ""
     medians_ms: list[float] = field(default_factory=list)
-
-    def ask(self, request: str) -> dict:
-        """Sends a request (none: waits for the greeting) and reads the answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        if request:
-            self.process.stdin.write(request + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.model}, {' on '.join(self.way)}: the process ended with {self.process.wait()}")
-        return json.loads(line)
 
 
 def _build(name: str, folder: str) -> None:
@@ -102,13 +91,11 @@ def _start(folder: Path, name: str, ways: Sequence[Way], threads: int, openvino_
     for way in ways:
         file, runtime = way
         python = str(openvino_python) if runtime == "openvino" else sys.executable
-        command = [python, str(WORKER), runtime, str(files[file]), str(threads)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        candidate = Candidate(name, way, process)
+        worker = Worker(f"{name}, {' on '.join(way)}", [python, "-P", str(WORKER)], timeout_secs=TIMEOUT_SECS)
+        candidate = Candidate(name, way, worker)
         found.append(candidate)
-        candidate.runtime = candidate.ask("")["runtime"]
+        request = {"do": "load", "runtime": runtime, "path": str(files[file]), "threads": threads}
+        candidate.runtime = worker.ask(request, stage="while loading")["version"]
     return found
 
 
@@ -116,7 +103,11 @@ def _check(folder: Path, name: str, candidates: Sequence[Candidate], resolution:
     """Largest difference of any output to the baseline's, by the largest logit; ends the benchmark if it is large."""
     image = np.random.default_rng(1).standard_normal((1, 3, resolution, resolution)).astype(np.float32)
     np.save(folder / "image.npy", image)
-    outputs = {one.way: np.load(one.ask(f"output {folder / 'image.npy'}")["file"]) for one in candidates}
+    outputs = {}
+    for one in candidates:
+        request = {"do": "output", "input": str(folder / "image.npy"), "output": str(folder / "output.npy")}
+        one.worker.ask(request, stage="while running")
+        outputs[one.way] = np.load(folder / "output.npy")
     expected = outputs[BASELINE]
     worst = 0.0
     for way, found in outputs.items():
@@ -129,25 +120,6 @@ def _check(folder: Path, name: str, candidates: Sequence[Candidate], resolution:
     return worst
 
 
-def log_ratios(baseline: Sequence[float], candidate: Sequence[float]) -> np.ndarray:
-    """``[rounds]``: logarithm of how many times faster the candidate was."""
-    return np.log(np.asarray(baseline) / np.asarray(candidate))
-
-
-def interval(logs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Ratio with its 95 % interval, from ``[models, rounds]`` logarithms: geometric mean of the medians over rounds."""
-    rounds = logs.shape[1]
-    draws = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, rounds))
-    found = np.median(logs[:, draws], axis=2).mean(axis=0)  # [resamples]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return math.exp(np.median(logs, axis=1).mean()), math.exp(low), math.exp(high)
-
-
-def _cell(logs: np.ndarray) -> str:
-    ratio, low, high = interval(logs)
-    return f"{ratio:.2f}x ({low:.2f} to {high:.2f})"
-
-
 def _label(way: Way) -> str:
     return f"{way[0]}, {RUNTIMES[way[1]]}"
 
@@ -158,12 +130,12 @@ def _table(candidates: Sequence[Candidate], ways: Sequence[Way], models: Sequenc
     rows: list[list[str]] = []
     for name in models:
         row = [name, *(f"{np.median(medians[name, way]):.2f}" for way in ways)]
-        row += [_cell(log_ratios(medians[name, BASELINE], medians[name, way])[None]) for way in others]
+        row += [ratio_text(log_ratios(medians[name, BASELINE], medians[name, way])[None]) for way in others]
         rows.append([*row, f"{gaps[name]:.0e}"])
     mean = ["geometric mean", *("" for _ in ways)]
     for way in others:
         logs = np.stack([log_ratios(medians[name, BASELINE], medians[name, way]) for name in models])
-        mean.append(_cell(logs))
+        mean.append(ratio_text(logs))
     header = ["model", *(f"{_label(way)} ms" for way in ways), *(f"{_label(way)} faster" for way in others), "gap"]
     return markdown(header, [*rows, [*mean, ""]])
 
@@ -202,9 +174,10 @@ def main() -> None:
                 gaps[name] = _check(folder, name, started, built["resolution"])
                 print(f"  {name}: outputs agree within {gaps[name]:.1e}", flush=True)
             _measure(candidates, arguments)
+        except BackendError as error:
+            sys.exit(str(error))
         finally:
-            for one in candidates:
-                one.process.kill()
+            close_workers(one.worker for one in candidates)
     used = ", ".join(sorted({one.runtime for one in candidates}))
     print(f"\n{machine()}; {used}; fp32, batch 1, {arguments.threads} threads; {arguments.rounds} rounds\n")
     print(_table(candidates, ways, arguments.models, gaps))
@@ -214,12 +187,17 @@ def main() -> None:
 
 def _measure(candidates: Sequence[Candidate], arguments: argparse.Namespace) -> None:
     order = random.Random(arguments.seed)
-    request = f"turn {arguments.settle_secs} {arguments.min_secs} {MIN_RUNS}"
+    request = {
+        "do": "turn",
+        "settle_secs": arguments.settle_secs,
+        "min_secs": arguments.min_secs,
+        "min_runs": MIN_RUNS,
+    }
     for count in range(arguments.rounds):
         turns = list(candidates)
         order.shuffle(turns)
         for one in turns:
-            one.medians_ms.append(float(np.median(one.ask(request)["latency_ms"])))
+            one.medians_ms.append(float(np.median(one.worker.ask(request, stage="while being timed")["latency_ms"])))
         print(f"  round {count + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
 
 
