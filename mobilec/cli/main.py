@@ -18,6 +18,7 @@ VERBS = {
     "export": "mobilec.cli.export",
     "validate": "mobilec.cli.validate",
     "profile": "mobilec.cli.profile",
+    "history": "mobilec.cli.history",
     "lint": "mobilec.cli.lint",
     "ranges": "mobilec.cli.ranges",
     "passes": "mobilec.cli.passes",

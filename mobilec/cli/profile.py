@@ -10,8 +10,20 @@ import click
 
 from mobilec.cli.documents import check_writable, write_document
 from mobilec.cli.group import Verb, described
+from mobilec.cli.keeping import (
+    Percent,
+    earlier_results,
+    history_option,
+    judged,
+    keeper,
+    kept,
+    ratio_range,
+    ready,
+    show_regression,
+    verdict,
+)
 from mobilec.cli.options import COUNT, FOLDER, Number, common
-from mobilec.cli.output import State, emit, noise_to_stderr, plain
+from mobilec.cli.output import State, emit, noise_to_stderr, plain, stdout_console
 from mobilec.cli.progress import stages
 
 if TYPE_CHECKING:
@@ -20,18 +32,36 @@ if TYPE_CHECKING:
     from mobilec.latency.samples import ArtifactProfile, Interval, ProfileReport
 
 TOP_OPS = 10
-STAGES = {"load": "loading", "warm up": "warming up", "measure": "timing runs", "ops": "timing single operations"}
+DEVICE = "local"
+STAGES = {
+    "load": "loading",
+    "warm up": "warming up",
+    "measure": "timing runs",
+    "ops": "timing single operations",
+    "sustained": "running without a pause",
+}
 
 
 @described(
     sections={
-        "Measuring": ("threads", "num_runs", "warmup_runs", "min_secs", "launches", "timeout_secs", "per_op"),
+        "Measuring": (
+            "threads",
+            "num_runs",
+            "warmup_runs",
+            "min_secs",
+            "launches",
+            "timeout_secs",
+            "sustained",
+            "per_op",
+        ),
+        "Against earlier runs": ("against", "max_regression", "history", "no_history"),
         "Result": ("save",),
     },
     examples=(
         "mobilec profile shvit_s1-onnx",
         "mobilec profile shvit_s1-onnx care_s0-onnx       side by side, in turns",
         "mobilec profile shvit_s1-onnx --threads 1 --save one-thread.json",
+        "mobilec profile shvit_s1-onnx --against last --max-regression 5%",
     ),
 )
 @click.command("profile", cls=Verb, short_help="Time artefacts on this machine, and compare them.")
@@ -65,6 +95,25 @@ STAGES = {"load": "loading", "warm up": "warming up", "measure": "timing runs", 
     metavar="S",
     help="Give up on a process that is silent for so long.",
 )
+@click.option(
+    "--sustained",
+    type=Number(float, 0),
+    default=0.0,
+    metavar="MIN",
+    help="Then run each for so many minutes without a pause: does it throttle?",
+)
+@click.option(
+    "--against",
+    metavar="BASELINE",
+    help="Compare with this: an artefact (timed in turns), a saved result, the ID of a history entry, or `last`.",
+)
+@click.option(
+    "--max-regression",
+    type=Percent(),
+    help="Exit code 3 if slower by more, beyond chance, than --against (without it, than the first artefact).",
+)
+@history_option
+@click.option("--no-history", is_flag=True, help="Do not keep this run.")
 @click.option("--no-ops", "per_op", flag_value=False, default=True, help="Leave the per-operation table out.")
 @click.option("--save", type=FOLDER, metavar="FILE.json", help="Also write the result, every run included, to a file.")
 @common
@@ -78,16 +127,27 @@ def command(
     min_secs: float,
     launches: int,
     timeout_secs: float,
+    sustained: float,
+    against: str | None,
+    max_regression: float | None,
+    history: Path | None,
+    no_history: bool,
     per_op: bool,
     save: Path | None,
 ) -> None:
     """Time artefacts on this machine: latency with its spread and a 95 % interval, memory, and the slowest operations.
 
     Each artefact runs in processes of its own. Several take turns, so that all meet the same machine, and are compared
-    with the first. --json and --save keep every single run.
+    with the first. --json and --save keep every single run, and so does the history (`mobilec history`).
     """
     if save is not None:
         check_writable(save)
+    if max_regression is not None and against is None and len(artefacts) < 2:
+        raise click.UsageError("--max-regression needs a baseline: give --against, or two artefacts")
+    keep = ready(keeper(history, no_history))
+    earlier = earlier_results(against, artefacts, DEVICE, keep)
+    if against is not None and earlier is None:
+        artefacts = (Path(against), *artefacts)
     with stages(state, "opening", calm=True) as progress, noise_to_stderr():
         from mobilec.latency.profile import profile
 
@@ -99,23 +159,32 @@ def command(
             min_secs=min_secs,
             launches=launches,
             per_op=per_op,
+            sustained_mins=sustained,
             timeout_secs=timeout_secs,
             progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
         )
     result = asdict(report)
+    found = judged(report, earlier, against, max_regression)
+    if found is not None:
+        result["against"] = asdict(found)
     if state.json:
         emit(state, result)
     else:
-        _show(report)
+        show(report)
+        if found is not None:
+            show_regression(stdout_console(), found)
     if save is not None:
         write_document(save, state, result)
         if not state.json:
             click.echo(f"\nSaved with every single run to {plain(save)}")
+    kept(keep, report)
+    if found is not None:
+        found.raise_if_failed()
 
 
-def _show(report: ProfileReport) -> None:
+def show(report: ProfileReport) -> None:
+    """The tables of a whole result."""
     from mobilec.cli import render
-    from mobilec.cli.output import stdout_console
 
     console = stdout_console()
     rows = [
@@ -160,6 +229,7 @@ def _show(report: ProfileReport) -> None:
                 render.styled(f"{item.label} has RANDOM weights; that changes accuracy, not speed.", "yellow")
             )
     _comparisons(console, report)
+    _sustained(console, report)
     for item in report.artifacts:
         _operations(console, item)
     _machine(console, report)
@@ -180,14 +250,13 @@ def _comparisons(console: Console, report: ProfileReport) -> None:
 
     if not report.comparisons:
         return
-    styles = {"faster": "green", "slower": "red"}
     render.heading(console, f"Against {report.comparisons[0].baseline}")
     rows = [
         (
             item.candidate,
             f"{item.ratio:.3f}",
-            _range(item.interval, lambda value: f"{value:.3f}"),
-            render.styled(item.verdict, styles.get(item.verdict, "")),
+            ratio_range(item.interval),
+            verdict(item.verdict),
             item.note,
         )
         for item in report.comparisons
@@ -195,6 +264,24 @@ def _comparisons(console: Console, report: ProfileReport) -> None:
     headers = ("artefact", "time ratio", "95 % interval", "verdict", "")
     console.print(render.table(headers, rows, right=(1, 2)))
     console.print(render.styled("A ratio below 1 is faster; both were timed in the same rounds.", "dim"))
+
+
+def _sustained(console: Console, report: ProfileReport) -> None:
+    from mobilec.cli import render
+
+    rows = []
+    for item in report.artifacts:
+        if item.sustained is not None:
+            curve = item.sustained
+            slowest = max(curve.windows, key=lambda window: window.median_ms)
+            ratio = "" if curve.ratio is None else f"{curve.ratio:.3f}"
+            worst = f"{render.ms(slowest.median_ms)} after {slowest.start_s / 60:.1f} min"
+            first = render.ms(curve.windows[0].median_ms)
+            rows.append((item.label, first, worst, ratio, ratio_range(curve.interval), curve.verdict))
+    if rows:
+        render.heading(console, "Without a pause")
+        headers = ("artefact", "at first", "at the slowest", "end to beginning", "95 % interval", "verdict")
+        console.print(render.table(headers, rows, right=(1, 2, 3, 4)))
 
 
 def _operations(console: Console, item: ArtifactProfile) -> None:

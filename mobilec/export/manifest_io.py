@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from mobilec.errors import ArtifactError
 from mobilec.export.manifest import SCHEMA_VERSION, Manifest
+
+_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")  # how mobilec's documents write what JSON has no number for
 
 
 def manifest_to_json(manifest: Manifest) -> str:
@@ -57,8 +60,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def read_plain(kind: Any, value: Any, where: str, path: str) -> Any:
-    """``value`` from JSON as ``kind`` (dataclass, tuple, dict, union, scalar); ``path`` locates it in errors.
+def read_plain(kind: Any, value: Any, where: str, path: str, *, lenient: bool = False) -> Any:
+    """``value`` from JSON as ``kind`` (dataclass, tuple, dict, union, literal, scalar); ``path`` locates it in errors.
+
+    ``lenient``: as results are read that another version of mobilec wrote. Unknown fields are left out, and the strings
+    NaN, Infinity and -Infinity are numbers.
 
     Raises ArtifactError for fields that are missing, unknown or of another type.
     """
@@ -66,32 +72,42 @@ def read_plain(kind: Any, value: Any, where: str, path: str) -> Any:
     if kind is Any:
         return value
     if is_dataclass(kind):
-        return _read_dataclass(kind, value, where, path)
+        return _read_dataclass(kind, value, where, path, lenient)
     if origin is tuple:
         if not isinstance(value, list):
             _wrong(where, path, value, "a list")
-        return tuple(read_plain(get_args(kind)[0], item, where, f"{path}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
+        item_kind = get_args(kind)[0]
+        return tuple(
+            read_plain(item_kind, item, where, f"{path}[{index}]", lenient=lenient) for index, item in enumerate(value)
+        )
+    if origin in (dict, Mapping):
         if not isinstance(value, dict):
             _wrong(where, path, value, "an object")
-        return {key: read_plain(get_args(kind)[1], item, where, f"{path}[{key!r}]") for key, item in value.items()}
+        item_kind = get_args(kind)[1]
+        return {
+            key: read_plain(item_kind, item, where, f"{path}[{key!r}]", lenient=lenient) for key, item in value.items()
+        }
+    if origin is Literal:
+        if value not in get_args(kind):
+            _wrong(where, path, value, " or ".join(map(repr, get_args(kind))))
+        return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(kind):
             return None
         options = [option for option in get_args(kind) if option is not type(None)]
         if len(options) == 1:
-            return read_plain(options[0], value, where, path)
+            return read_plain(options[0], value, where, path, lenient=lenient)
         if type(value) not in options:
             _wrong(where, path, value, " or ".join(option.__name__ for option in options))
         return value
-    if kind is float and type(value) is int:
+    if kind is float and (type(value) is int or (lenient and value in _NO_NUMBERS)):
         return float(value)
     if type(value) is not kind:
         _wrong(where, path, value, kind.__name__)
     return value
 
 
-def _read_dataclass(kind: Any, value: Any, where: str, path: str) -> Any:
+def _read_dataclass(kind: Any, value: Any, where: str, path: str, lenient: bool) -> Any:
     if not isinstance(value, dict):
         _wrong(where, path, value, "an object")
     known = {entry.name: entry for entry in fields(kind)}
@@ -100,10 +116,16 @@ def _read_dataclass(kind: Any, value: Any, where: str, path: str) -> Any:
         if name not in value and entry.default is MISSING and entry.default_factory is MISSING:
             raise ArtifactError(f"{where}: field {prefix}{name} is missing", hint="export the model again")
     unknown = sorted(value.keys() - known.keys())
-    if unknown:
+    if unknown and not lenient:
         raise ArtifactError(f"{where}: unknown field {prefix}{unknown[0]}", hint="export the model again")
     hints = _hints(kind)
-    return kind(**{name: read_plain(hints[name], item, where, f"{prefix}{name}") for name, item in value.items()})
+    return kind(
+        **{
+            name: read_plain(hints[name], value[name], where, f"{prefix}{name}", lenient=lenient)
+            for name in known
+            if name in value
+        }
+    )
 
 
 def _wrong(where: str, path: str, value: Any, expected: str) -> NoReturn:

@@ -194,7 +194,7 @@ class Sustained:
     windows: tuple[Window, ...]
     ratio: float | None
     interval: Interval | None
-    verdict: Literal["held its speed", "slowed down", "too short to tell"]
+    verdict: Literal["held its speed", "slowed down", "too noisy to tell", "too short to tell"]
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,25 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where Core ML plans to run one operator, beside what `lint` expects.
+
+    Attributes:
+        name: of its first output. op: as Core ML calls it.
+        device: ``cpu``, ``gpu`` or ``ane`` (the Neural Engine). supported: all that could run it.
+        cost: Core ML's estimate of its share, 0..1; None where it gives none.
+        expected: why `lint` expects it to leave the Neural Engine; empty where it does not.
+    """
+
+    name: str
+    op: str
+    device: str
+    supported: tuple[str, ...]
+    cost: float | None
+    expected: str = ""
+
+
+@dataclass(frozen=True)
 class ArtifactProfile:
     """Everything measured on one artefact.
 
@@ -228,6 +247,7 @@ class ArtifactProfile:
         sustained: the curve of a long run; None where none was asked for.
         checked: that its outputs were right where it ran; None where `validate` is left to say so (this machine).
         board: which one of a pool ran it, empty elsewhere.
+        placement: of Core ML's operators; empty for other engines.
     """
 
     label: str
@@ -253,6 +273,7 @@ class ArtifactProfile:
     sustained: Sustained | None = None
     checked: Checked | None = None
     board: str = ""
+    placement: tuple[Placement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -335,6 +356,16 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Board:
+    """One of a pool: its address, facts, and state before and after its last artefact."""
+
+    name: str
+    machine: MachineFacts
+    before: MachineState
+    after: MachineState
+
+
+@dataclass(frozen=True)
 class ProfileReport:
     """The result of :func:`mobilec.latency.profile.profile`.
 
@@ -344,6 +375,7 @@ class ProfileReport:
         warnings: what makes the figures less trustworthy, one sentence each.
         device: where it ran, as ``--device`` names it.
         cut: why measuring ended before its time; empty for a whole measurement.
+        boards: of a pool, those that timed something; ``machine`` is then the first one's.
     """
 
     settings: Settings
@@ -355,3 +387,4 @@ class ProfileReport:
     warnings: tuple[str, ...]
     device: str = "local"
     cut: str = ""
+    boards: tuple[Board, ...] = ()

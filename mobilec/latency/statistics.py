@@ -101,6 +101,42 @@ def compare(
     return Comparison(baseline_label, candidate_label, ratio, interval, verdict, len(common), len(sizes), note)
 
 
+def compare_apart(
+    baseline: Samples,
+    candidate: Samples,
+    *,
+    baseline_label: str = "baseline",
+    candidate_label: str = "candidate",
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Comparison:
+    """As :func:`compare`, for two that were measured at different times: no round is shared, so nothing cancels.
+
+    Each side is resampled by itself; the interval is at least as wide as Welch's over the launches of both. What the
+    machine did between the two is not in it.
+
+    Raises:
+        UsageError: as :func:`summarise`.
+    """
+    sides = [_rounds(baseline), _rounds(candidate)]
+    parts = [list(rounds.values()) for rounds in sides]
+    sizes = [_launch_sizes(list(rounds)) for rounds in sides]
+    by_launch = [[math.log(_median(p)) for p in _parts(part, size)] for part, size in zip(parts, sizes, strict=True)]
+    centre = float(np.mean(by_launch[1]) - np.mean(by_launch[0]))
+    fewest = min(len(part) for part in parts)
+    launches = min(len(size) for size in sizes)
+    interval = None
+    verdict: Verdict = "no difference seen"
+    note = f"{fewest} rounds are too few to tell; at least {MIN_ROUNDS} are needed"
+    if fewest >= MIN_ROUNDS:
+        low, high = _apart_interval(parts, sizes, confidence, seed)
+        low, high = _welch_hull((low, high), by_launch, confidence)
+        interval = Interval(math.exp(low), math.exp(high), confidence)
+        verdict = "faster" if interval.high < 1 else "slower" if interval.low > 1 else verdict
+        note = "measured at different times; what the machine did meanwhile is not in the interval"
+    return Comparison(baseline_label, candidate_label, math.exp(centre), interval, verdict, fewest, launches, note)
+
+
 def _rounds(samples: Samples) -> dict[tuple[int, int], np.ndarray]:
     """Latencies of each round, by launch and round, in order."""
     columns = {len(samples.launch), len(samples.round), len(samples.start_s), len(samples.latency_ms)}
@@ -214,6 +250,44 @@ def _ratio_interval(
         found += np.log(_drawn_medians(theirs, draws) / _drawn_medians(ours, draws))
     low, high = np.quantile(found / len(pairs), _tails(len(by_round) / block, len(pairs), confidence))
     return float(low), float(high)
+
+
+def _apart_interval(
+    parts: Sequence[list[np.ndarray]], sizes: Sequence[list[int]], confidence: float, seed: int
+) -> tuple[float, float]:
+    """Bootstrap interval of the log ratio of two sides' typical medians, each resampled by itself within launches."""
+    generator = np.random.default_rng(seed)
+    found, independent = [], []
+    for part, size in zip(parts, sizes, strict=True):
+        block = _block_length(np.array([np.median(each) for each in part]), size)
+        logs = np.zeros(RESAMPLES)
+        for launch in _parts(part, size):
+            logs += np.log(_drawn_medians(launch, _draws(len(launch), block, generator, RESAMPLES)))
+        found.append(logs / len(size))
+        independent.append(len(part) / block)
+    fewest = independent.index(min(independent))
+    tails = _tails(independent[fewest], len(sizes[fewest]), confidence)
+    low, high = np.quantile(found[1] - found[0], tails)
+    return float(low), float(high)
+
+
+def _welch_hull(
+    within: tuple[float, float], by_launch: Sequence[list[float]], confidence: float
+) -> tuple[float, float]:
+    """``within`` widened to hold Welch's interval of the difference of the launches' means, where both have several."""
+    from scipy.stats import t
+
+    counts = [len(side) for side in by_launch]
+    if min(counts) == 1:
+        return within
+    variances = [float(np.var(side, ddof=1)) / count for side, count in zip(by_launch, counts, strict=True)]
+    total = sum(variances)
+    if total == 0:
+        return within
+    parts = [variance**2 / (count - 1) for variance, count in zip(variances, counts, strict=True)]
+    centre = float(np.mean(by_launch[1]) - np.mean(by_launch[0]))
+    half = float(t.ppf((1 + confidence) / 2, total**2 / sum(parts))) * math.sqrt(total)
+    return min(within[0], centre - half), max(within[1], centre + half)
 
 
 def _median_interval(rounds: dict[tuple[int, int], np.ndarray], confidence: float, seed: int) -> Interval | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from mobilec.latency.statistics import MIN_ROUNDS, compare
 WINDOWS = 60  # about so many points has the curve
 ENDS = 5  # the first and the last fifth are compared
 _SLOWER = 1.01  # less is no throttling that anybody would notice
+_HELD = 1.05  # the interval must end below this before anybody may say that nothing throttles
+
+Verdict = Literal["held its speed", "slowed down", "too noisy to tell", "too short to tell"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,11 @@ def curve(windows: Sequence[Window], secs: float, *, seed: int = 0) -> Sustained
     if ends < MIN_ROUNDS:
         return Sustained(secs, tuple(windows), None, None, "too short to tell")
     found = compare(_samples(windows[:ends]), _samples(windows[-ends:]), seed=seed)
-    slower = found.verdict == "slower" and found.ratio >= _SLOWER
-    return Sustained(secs, tuple(windows), found.ratio, found.interval, "slowed down" if slower else "held its speed")
+    assert found.interval is not None
+    verdict: Verdict = "held its speed" if found.interval.high <= _HELD else "too noisy to tell"
+    if found.verdict == "slower" and found.ratio >= _SLOWER:
+        verdict = "slowed down"
+    return Sustained(secs, tuple(windows), found.ratio, found.interval, verdict)
 
 
 def _samples(windows: Sequence[Window]) -> Samples:

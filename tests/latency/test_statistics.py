@@ -12,7 +12,7 @@ import pytest
 from mobilec.errors import UsageError
 from mobilec.latency import statistics
 from mobilec.latency.samples import Samples
-from mobilec.latency.statistics import compare, summarise
+from mobilec.latency.statistics import compare, compare_apart, summarise
 
 TRIALS = 200
 NOISE = ("lognormal", "skewed", "by round", "outliers")
@@ -248,6 +248,50 @@ def test_a_single_launch_is_told() -> None:
     assert "one process each" in compare(a, a).note
     b = columns(np.full((8, 1), 1.0), launches=2)
     assert compare(b, b).note == ""
+
+
+# Measured at different times.
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01])
+@pytest.mark.parametrize("kind", NOISE)
+def test_apart_equal_distributions_are_called_equal(kind: str, spread: float) -> None:
+    rng = np.random.default_rng(21)
+    verdicts = [
+        compare_apart(
+            columns(10 * noise(kind, 40, 3, rng) * process_effect(5, 40, rng, spread), launches=5),
+            columns(10 * noise(kind, 50, 3, rng) * process_effect(5, 50, rng, spread), launches=5),
+        ).verdict
+        for _ in range(TRIALS)
+    ]
+    assert verdicts.count("no difference seen") >= 0.92 * TRIALS
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.02, "slower"), (0.98, "faster")])
+def test_apart_two_per_cent_are_seen(factor: float, verdict: str) -> None:
+    rng = np.random.default_rng(22)
+    found = [
+        compare_apart(
+            columns(10 * noise("lognormal", 200, 3, rng) * process_effect(5, 200, rng, 0.002), launches=5),
+            columns(10 * noise("lognormal", 150, 3, rng) * process_effect(5, 150, rng, 0.002) * factor, launches=5),
+        )
+        for _ in range(50)
+    ]
+    assert sum(each.verdict == verdict for each in found) >= 47
+    assert np.median([each.ratio for each in found]) == pytest.approx(factor, abs=0.001)
+
+
+def test_apart_drift_does_not_cancel_and_few_rounds_say_nothing() -> None:
+    rng = np.random.default_rng(23)
+    clock = np.linspace(1, 2, 60)[:, None]
+    a, b = 10 * clock * noise("lognormal", 60, 2, rng), 10.2 * clock * noise("lognormal", 60, 2, rng)
+    assert compare(columns(a, launches=5), columns(b, launches=5)).verdict == "slower"
+    assert compare_apart(columns(a, launches=5), columns(b, launches=5)).verdict == "no difference seen"
+    few = columns(np.full((5, 1), 1.0)), columns(np.full((50, 1), 9.0))
+    assert (compare_apart(*few).interval, compare_apart(*few).verdict) == (None, "no difference seen")
+    steady = columns(np.full((20, 1), 3.0), launches=4), columns(np.full((30, 1), 3.3), launches=3)
+    assert compare_apart(*steady).verdict == "slower"
+    assert "different times" in compare_apart(*steady).note
 
 
 def test_only_common_rounds_are_compared() -> None:
