@@ -91,6 +91,11 @@ class Worker:
             raise BackendError(f"{label}: the measuring process cannot be started: {error}") from error
 
     @property
+    def runs(self) -> bool:
+        """Whether the process is still there."""
+        return self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

@@ -19,6 +19,7 @@ from mobilec.latency.samples import (
     MachineState,
     OpTable,
     OpTime,
+    Placement,
     Samples,
     Settings,
     Sustained,
@@ -41,8 +42,8 @@ class Job:
         label: unique among the jobs. path: the artefact's folder, as the measuring process sees it.
         command: starts that process. model ... model_sha256: see ArtifactProfile.
         start: makes the channel to a process, given its timeout; None for one that ``command`` alone starts.
-        check: compares outputs before times count; None on this machine, where `validate` does. board: see
-            ArtifactProfile.
+        check: compares outputs before times count; None on this machine, where `validate` does.
+        placement: reads where operators run; None for engines that do not tell. board: see ArtifactProfile.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Job:
     model_sha256: str = ""
     start: Callable[[float], Channel] | None = None
     check: Callable[[Channel, str], Checked] | None = None
+    placement: Callable[[Channel], tuple[Placement, ...]] | None = None
     board: str = ""
 
     def open(self, timeout_secs: float) -> Channel:
@@ -84,6 +86,7 @@ class Runner:
         self._ops_note = ""
         self._sustained: Sustained | None = None
         self._checked: Checked | None = None
+        self._placement: tuple[Placement, ...] = ()
 
     def load(self, timeout_secs: float) -> None:
         """Start a measuring process and open the artefact in it."""
@@ -202,7 +205,10 @@ class Runner:
         self._sustained = curve(windows, total_secs, seed=self._settings.seed)
 
     def profile_ops(self) -> None:
-        """The per-op table; an engine without a profiler leaves a note in its place."""
+        """The per-op table; an engine without a profiler leaves a note in its place. And placement, if it is told."""
+        if self.job.placement is not None:
+            assert self.worker is not None
+            self._placement = self.job.placement(self.worker)
         runs = max(10, min(100, int(OPS_SECS / self._typical_secs)))
         with tempfile.TemporaryDirectory(prefix="mobilec-ops-") as folder:
             request = {"do": "ops", "path": self.job.path, "runs": runs, "folder": folder}
@@ -251,6 +257,7 @@ class Runner:
             sustained=self._sustained,
             checked=self._checked,
             board=job.board,
+            placement=self._placement,
         )
 
     def _ask(self, request: dict[str, Any], *, stage: str, takes_secs: float = 0.0) -> Any:

@@ -9,6 +9,7 @@ Requests (times in nanoseconds of ``time.perf_counter_ns``):
 - ``turn`` (settle_secs, runs): untimed runs for that long, then exactly so many timed ones; answers as ``run``.
 - ``infer`` (feeds): one run on arrays as ``packing.pack`` makes them, by name; answers with the outputs in that form.
 - ``memory``: the highest resident memory so far.
+- ``placement`` (path, units): where Core ML plans to run each operator.
 - ``ops`` (path, runs, folder): the per-op table, from a second session with the engine's profiler on.
 
 Whatever a library prints goes to standard error, so it cannot pass for an answer. The process ends when its standard
@@ -30,6 +31,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -144,11 +146,11 @@ def import_engine(path: str) -> None:
         importlib.import_module(engine)
 
 
-def load_artifact(path: str, threads: int | None) -> Session:
+def load_artifact(path: str, threads: int | None, compute_units: str = "ALL") -> Session:
     from mobilec.runtime.load import load
 
     # Whoever started the process has verified it; how fast the interpreter is says nothing of Core ML.
-    return load(path, threads=threads, verify=False, interpreter=False)
+    return load(path, threads=threads, verify=False, interpreter=False, compute_units=compute_units)
 
 
 def serve(load: Load, prepare: Callable[[str], None]) -> None:
@@ -209,13 +211,19 @@ def _obey(bench: Bench, prepare: Callable[[str], None], request: dict[str, Any])
             return bench.infer(feeds)
         case {"do": "memory"}:
             return {"peak_rss_bytes": peak_resident_bytes()}
+        case {"do": "placement", "path": str(path), "units": str(units)}:
+            from mobilec.export.artifact import open_artifact
+            from mobilec.latency.devices.coreml import read_placement
+
+            return [asdict(each) for each in read_placement(open_artifact(path, verify=False).model_path, units)]
         case {"do": "ops", "path": str(path), "runs": int(runs), "folder": str(folder)}:
             return bench.ops(path, runs, folder)
     raise BackendError(f"the measuring process does not know the request {request!r}")
 
 
 def main() -> None:
-    serve(load_artifact, import_engine)
+    """``sys.argv[2]``, where given: Core ML's compute units."""
+    serve(partial(load_artifact, compute_units=sys.argv[2]) if len(sys.argv) > 2 else load_artifact, import_engine)
 
 
 if __name__ == "__main__":

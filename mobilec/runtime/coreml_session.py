@@ -88,9 +88,17 @@ def _picture(array: np.ndarray, spec: InputSpec) -> Any:
 
 
 def open_coreml(
-    path: Path, *, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec], labels: Sequence[str] = ()
+    path: Path,
+    *,
+    inputs: Sequence[InputSpec],
+    outputs: Sequence[OutputSpec],
+    labels: Sequence[str] = (),
+    compute_units: str = "ALL",
 ) -> CoreMLSession:
-    """Load ``path`` into Core ML. Raises BackendUnavailable off macOS, ArtifactError for a broken package."""
+    """Load ``path`` into Core ML. Raises BackendUnavailable off macOS, ArtifactError for a broken package.
+
+    ``compute_units``: which may run it, by the name of ``coremltools.ComputeUnit``.
+    """
     if sys.platform != "darwin":
         raise BackendUnavailable(
             f"{path} cannot run here: Core ML exists on macOS only, this is {sys.platform}",
@@ -101,7 +109,7 @@ def open_coreml(
     import coremltools
 
     try:
-        model = coremltools.models.MLModel(str(path))
+        model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[compute_units])
     except Exception as error:
         raise ArtifactError(f"{path} cannot be loaded by Core ML: {first_line(error)}", detail=str(error)) from error
     return CoreMLSession(model.predict, inputs=inputs, outputs=outputs, labels=labels)

@@ -28,11 +28,13 @@ class Choice:
         interpreter: what runs Core ML files: True the interpreter, False Core ML itself, None Core ML itself on
             macOS and the interpreter elsewhere.
         numerics: how the interpreter rounds; None as the file declares.
+        compute_units: which of Core ML's may run a file, by the name of ``coremltools.ComputeUnit``.
     """
 
     threads: int | None = None
     interpreter: bool | None = None
     numerics: Numerics | None = None
+    compute_units: str = "ALL"
 
     @property
     def interprets(self) -> bool:
@@ -59,7 +61,7 @@ def _open_coreml(path: Path, manifest: Manifest | None, choice: Choice) -> Sessi
         model = load_package(path)
         inputs, outputs = package_specs(model)
         stated = {"inputs": inputs, "outputs": outputs, "labels": tuple(map(str, model.labels))}
-    return open_coreml(path, **stated)
+    return open_coreml(path, **stated, compute_units=choice.compute_units)
 
 
 def _open_coreai(path: Path, manifest: Manifest | None, choice: Choice) -> Session:
@@ -97,6 +99,7 @@ def load(
     verify: bool = True,
     interpreter: bool | None = None,
     numerics: Numerics | None = None,
+    compute_units: str = "ALL",
 ) -> Session:
     """A session over an artefact, by its manifest's backend, or over a model file without one.
 
@@ -107,11 +110,12 @@ def load(
         interpreter: run a Core ML file in the interpreter (True) or by Core ML itself (False); when left out, Core ML
             itself where it exists, which is on macOS, and the interpreter elsewhere.
         numerics: how the interpreter rounds; as the file declares when left out.
+        compute_units: which of Core ML's may run a file, by the name of ``coremltools.ComputeUnit``.
 
     Raises ArtifactError (folder or model broken, or not what the manifest says), BackendUnavailable (this machine
     cannot run it), UsageError.
     """
-    choice = Choice(threads, interpreter, numerics)
+    choice = Choice(threads, interpreter, numerics, compute_units)
     if isinstance(path, str | Path) and is_model_file(Path(path)):
         file = Path(path)
         return OPENERS[FILES[file.suffix.lower()]](file, None, choice)

@@ -31,15 +31,15 @@ class ShellDevice:
     """A session on a device, which is its own from here to ``close``; use it as a context.
 
     Attributes:
-        name: as the user wrote it. runs_python: whether ONNX models may be tried there.
+        name: as the user wrote it. runs_onnx: whether ONNX models may be tried there.
 
     Raises BackendUnavailable, BackendError: see ``keeper.Keeper`` and ``survey.read_survey``.
     """
 
-    def __init__(self, transport: Transport, *, runs_python: bool, timeout_secs: float) -> None:
+    def __init__(self, transport: Transport, *, runs_onnx: bool, timeout_secs: float) -> None:
         self.name = transport.name
         self._transport = transport
-        self._runs_python = runs_python
+        self.runs_onnx = runs_onnx
         self._placed = 0
         self._keeper = Keeper(transport, timeout_secs=min(timeout_secs, _COMMAND_SECS))
         try:
@@ -73,7 +73,7 @@ class ShellDevice:
         if manifest.backend == "tvm":
             return own_processor_refusal(manifest.options, self._survey)
         if manifest.backend == "onnx":
-            return onnx_refusal(artifact, self._survey) if self._runs_python else "no Python runs there"
+            return onnx_refusal(artifact, self._survey) if self.runs_onnx else "no Python runs there"
         return f"{manifest.backend} artefacts do not run there"
 
     def place(self, artifact: Artifact, job: Job, threads: int | None, pin: tuple[int, ...]) -> Job:

@@ -49,14 +49,14 @@ def _ssh(address: str, wish: Wish) -> ShellDevice:
     from mobilec.latency.devices.shell_device import ShellDevice
     from mobilec.latency.devices.ssh import Ssh
 
-    return ShellDevice(Ssh(address), runs_python=True, timeout_secs=wish.timeout_secs)
+    return ShellDevice(Ssh(address), runs_onnx=True, timeout_secs=wish.timeout_secs)
 
 
 def _adb(address: str, wish: Wish) -> ShellDevice:
     from mobilec.latency.devices.adb import Adb
     from mobilec.latency.devices.shell_device import ShellDevice
 
-    return ShellDevice(Adb(address), runs_python=False, timeout_secs=wish.timeout_secs)
+    return ShellDevice(Adb(address), runs_onnx=False, timeout_secs=wish.timeout_secs)
 
 
 KINDS: dict[str, Kind] = {
