@@ -49,6 +49,7 @@ PACKAGES = (
     Package("coreai-core", "coreai", "coreai", "runs Core AI"),
     Package("apache-tvm", "tvm", "tvm", "native kernels"),
     Package("apache-tvm-ffi", "tvm_ffi", "tvm", "comes with TVM"),
+    Package("ziglang", "ziglang", "cross", "links for other CPUs"),
     Package("scikit-learn", "sklearn", "examples", "digits example"),
 )
 
@@ -249,6 +250,7 @@ def _abilities(findings: tuple[Finding, ...]) -> tuple[Ability, ...]:
         needs("export to ONNX", (*capture, "onnx", "onnxscript", "onnxsim"), "torch.export, onnxsim, onnx.checker"),
         needs("export to Core ML", (*capture, "coremltools"), "ML Program, fp16 and fp32"),
         needs("export to Core AI", (*capture, "coreai-torch", "coreai-core"), "fp16 and fp32"),
+        needs("kernels for other CPUs", (*capture, "apache-tvm", "ziglang"), "export --to tvm --cpu, --executable"),
         needs("run ONNX", (*capture, "onnxruntime"), "ONNX Runtime on the CPU"),
         needs("run Core ML", (*capture, "coremltools"), core_ml),
         needs("run Core AI", (*capture, "coreai-core"), "its portable runtime, or macOS 27 itself"),
@@ -268,6 +270,7 @@ def _remedies(findings: tuple[Finding, ...], python_ok: bool) -> tuple[str, ...]
         ("timm", "for timm:NAME models"),
         ("coreai", "for Core AI"),
         ("tvm", "for native kernels"),
+        ("cross", "for executables and other CPUs"),
     )
     for extra, use in extras:
         members = [item for item in findings if item.extra == extra]

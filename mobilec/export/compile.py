@@ -55,6 +55,7 @@ def compile(
     dynamic_batch: bool = False,
     deployment_target: str | None = None,
     cpu: str | None = None,
+    executable: bool = False,
     image_input: bool = False,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
@@ -84,6 +85,7 @@ def compile(
         target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for the others.
         dynamic_batch: leave the batch size open (ONNX).
         cpu: what native kernels are compiled for (tvm): ``host`` or one of LLVM's names, this machine by default.
+        executable: write a static executable with the model inside as well (tvm).
         deployment_target: oldest system that must load the file (Core ML), ``iOS17`` by default.
         image_input: take pixels 0..255 and normalise inside the model (Core ML).
         labels: class names by index. Core ML returns the most probable one and probabilities; others keep the names
@@ -128,6 +130,7 @@ def compile(
         sensitivity=sensitivity,
         images=images,
         keep_fp32=keep_fp32,
+        executable=executable,
     )
     check_out(out, force)
     tell("building the model")
@@ -149,7 +152,7 @@ def compile(
         check_deterministic(program)
         inputs, outputs = _interface(program, provenance, plan, image)
         program_bytes = _tensor_bytes(program)
-        folder.reserve(program_bytes * 3 if plan.writer.name == "coreml" else program_bytes * 2)
+        folder.reserve(program_bytes * (3 if plan.writer.name == "coreml" else 4 if plan.executable else 2))
         tell("saving the reference")
         save_reference(program, folder.path / REFERENCE_FILE)
         verb = "proving" if proof else "applying"
@@ -173,6 +176,7 @@ def compile(
             precision=plan.stored_precision,
             deployment_target=plan.deployment_target,
             cpu=plan.cpu,
+            executable=plan.executable,
             labels=plan.labels if plan.writer.classifier else None,
             description=f"{provenance.model}: {provenance.weights.summary}",
             facts=_facts(provenance, plan, inputs),

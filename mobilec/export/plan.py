@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         rules: the target's rewrites, then those of ``rule_files``; without the ``skipped`` ones, or ``only`` those.
-        cpu: what native kernels are for, None for this machine.
+        cpu: what native kernels are for, None for this machine. executable: write a static executable too.
         deployment_target: in coremltools' spelling, None for the writer's default.
         labels: class names by index. created: UTC, ISO 8601.
         compression: None for a plain export. images: to calibrate on, none for built-in probes.
@@ -47,6 +47,7 @@ class Plan:
     compression: Compression | None = None
     images: tuple[str | Path, ...] = ()
     keep_fp32: tuple[str, ...] = ()
+    executable: bool = False
 
     @property
     def stored_precision(self) -> str:
@@ -74,6 +75,7 @@ def make_plan(
     sensitivity: float | str | None = None,
     images: Sequence[str | Path] | str | Path = (),
     keep_fp32: Sequence[str] | str = (),
+    executable: bool = False,
 ) -> Plan:
     """Choices with their defaults filled in.
 
@@ -93,7 +95,9 @@ def make_plan(
         )
     if cpu is not None and not writer.takes_cpu:
         raise UsageError(f"a CPU is not for {writer.title}", hint="leave --cpu out")
-    writer.check(cpu)
+    if executable and not writer.takes_cpu:
+        raise UsageError(f"an executable is not for {writer.title}", hint="leave --executable out, or export --to tvm")
+    writer.check(cpu, executable)
     if deployment_target is not None:
         if not writer.deployment_targets:
             raise UsageError(f"a deployment target is not for {writer.title}", hint="leave --deployment-target out")
@@ -127,6 +131,7 @@ def make_plan(
         compression=compression,
         images=(images,) if isinstance(images, str | Path) else tuple(images),
         keep_fp32=kept,
+        executable=executable,
     )
 
 

@@ -5,28 +5,30 @@ TVM brings the graph's memory plan, its virtual machine and LLVM; the kernels ar
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from mobilec.errors import ExportError
 from mobilec.export.blame import conversion_error
+from mobilec.export.linking import check_linker, link_library
 from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import quiet
 from mobilec.export.request import WriteRequest, Written
+from mobilec.export.standalone import EXECUTABLE, write_executable
 
 INSTALL = "pip install 'mobilec[tvm]'"
 HOST = "host"
 
 
 def write(request: WriteRequest) -> Written:
-    """Write ``model.so``.
+    """Write ``model.so``, and ``model`` where an executable is wanted.
 
-    Raises ExportError: TVM or a C compiler is not installed, an operator has no kernel (it is named), a type other
+    Raises ExportError: TVM or what links is not installed, an operator has no kernel (it is named), a type other
     than float32. UsageError: a CPU that LLVM does not know.
     """
-    check(request.cpu)
+    check(request.cpu, request.executable)
+    from mobilec.export.kernels.calls import list_calls
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
@@ -40,7 +42,12 @@ def write(request: WriteRequest) -> Written:
             request.progress(f"compiling {len(module.functions) - 1} kernels")
             executable = build(module, cpu)
             request.progress("linking")
-            _link(executable, request.folder / request.model_file, request.scratch)
+            with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
+                link_library(executable, request.folder / request.model_file, cpu, Path(folder))
+            if request.executable:
+                request.progress("linking the executable (the first time on a machine, zig prepares for a minute)")
+                with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
+                    write_executable(executable, list_calls(module), request, cpu, Path(folder))
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:  # TVM's errors have no root of their own
@@ -48,35 +55,20 @@ def write(request: WriteRequest) -> Written:
     options: dict[str, Any] = {
         "cpu": cpu.name,
         "cpu_model": cpu.model,
-        "architecture": cpu.triple.split("-")[0],
+        "architecture": cpu.architecture,
         "instructions": list(cpu.features),
     }
+    if request.executable:
+        options["executable"] = {"file": EXECUTABLE}
     return Written(options)
 
 
-def check(cpu: str | None) -> None:
+def check(cpu: str | None, executable: bool) -> None:
     """Raises ExportError where this machine cannot compile, UsageError for a CPU that LLVM does not know."""
     from importlib.util import find_spec
 
     if find_spec("tvm") is None:
         raise ExportError("native kernels need the package apache-tvm, which is not installed", hint=INSTALL)
-    if _linker() is None:
-        raise ExportError(
-            "native kernels are linked by a C compiler, and none was found",
-            hint="install gcc or clang, or name one in the environment variable CXX",
-        )
     from mobilec.export.kernels.cpu import find_cpu
 
-    find_cpu(cpu or HOST)
-
-
-def _linker() -> str | None:
-    from tvm.support import cc
-
-    found = cc.get_cc()
-    return found if found and shutil.which(found) else None
-
-
-def _link(executable: Any, file: Path, scratch: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        executable.export_library(str(file), workspace_dir=folder)
+    check_linker(find_cpu(cpu or HOST), executable=executable)

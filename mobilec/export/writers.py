@@ -46,8 +46,8 @@ class Writer:
         signed_activations / integer_bias: form of 8-bit numbers. many_tables_since: target that has several tables a
             weight. deployment_default / at_least: the target where none is given, and whether one reads what another
             does.
-        takes_cpu: whether ``WriteRequest.cpu`` means anything. check: raises ExportError or UsageError at once where
-            this machine, or the CPU named, will not do.
+        takes_cpu: whether ``WriteRequest.cpu`` and ``executable`` mean anything. check: (cpu, executable); raises
+            ExportError or UsageError at once where this machine, or the CPU named, will not do.
         takes_unsimplified: whether ``write`` can leave its simplifier out (``WriteRequest.simplify``).
     """
 
@@ -62,7 +62,7 @@ class Writer:
     deployment_targets: tuple[str, ...]
     write: Callable[[WriteRequest], Written]
     takes_cpu: bool = False
-    check: Callable[[str | None], None] = lambda cpu: None
+    check: Callable[[str | None, bool], None] = lambda cpu, executable: None
     takes_unsimplified: bool = False
     int8: Storage | None = None
     compressions: tuple[Storage, ...] = ()

@@ -8,7 +8,6 @@ sessions want; a session that closes leaves its thread to the next of that size.
 from __future__ import annotations
 
 import os
-import platform
 import struct
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ from mobilec.runtime.threads import resolve_threads
 
 BACKEND = "tvm"
 _ALL_CORES = 1  # a mode of TVM's pool; which cores is left to the system, see _start
-_NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}  # what platforms call an architecture -> what LLVM calls it
 
 _configuring = threading.Lock()  # the size for new pools is one number of the whole process
 _idle: dict[int, list[ThreadPoolExecutor]] = {}  # size of its pool -> callers that no session uses
@@ -171,9 +169,9 @@ def _start(threads: int) -> int:
 
 
 def _check_machine(path: Path, options: Mapping[str, Any]) -> None:
-    from mobilec.export.kernels.cpu import missing_instructions
+    from mobilec.export.kernels.cpu import missing_instructions, this_architecture
 
-    here = _NAMES.get(platform.machine(), platform.machine())
+    here = this_architecture()
     wanted, cpu = options.get("architecture", here), options.get("cpu_model", "another CPU")
     hint = "export the model again on this machine, or with --cpu for an older one"
     if wanted != here:

@@ -189,7 +189,16 @@ def test_choices_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         compile(Lively(), to="onnx", out=tmp_path / "a", input_size=32, cpu="host")
     with pytest.raises(UsageError, match="a dynamic batch is not for native kernels"):
         compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32, dynamic_batch=True)
+    with pytest.raises(UsageError, match="an executable is not for ONNX"):
+        compile(Lively(), to="onnx", out=tmp_path / "a", input_size=32, executable=True)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(ExportError, match="linked by a C compiler, and none was found"):
-        compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ziglang" else True)
+    for choice, message in (
+        ({}, "linked by a C compiler, and none was found"),
+        ({"cpu": "cortex-a76"}, r"a library for cortex-a76 \(aarch64\) is linked by zig: the package ziglang is not inst"),
+        ({"executable": True}, "an executable for host is linked by zig: the package ziglang is not installed"),
+    ):
+        with pytest.raises(ExportError, match=message) as caught:
+            compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32, **choice)  # type: ignore[arg-type]
+        assert "mobilec[cross]" in caught.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,106 @@
+// One model in this process: its memory, its calls.
+#define _GNU_SOURCE
+#include "runner.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+char failure[512];
+static unsigned char *arena;
+static DLTensor *tensors; // one a region
+static TVMFFIAny *given;  // arguments of all calls
+
+bool fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(failure, sizeof failure, format, arguments);
+    va_end(arguments);
+    for (char *c = failure; *c; c++)
+        if ((unsigned char)*c < 32)
+            *c = ' ';
+    return false;
+}
+
+int64_t now_ns(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+bool model_open(void) {
+    size_t bytes = model.arena_bytes ? model.arena_bytes : 1;
+    arena = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint32_t arguments = 0;
+    for (uint32_t at = 0; at < model.call_count; at++)
+        arguments += model.calls[at].count;
+    tensors = calloc(model.region_count + 1, sizeof *tensors);
+    given = calloc(arguments + 1, sizeof *given);
+    if (arena == MAP_FAILED || !tensors || !given)
+        return fail("no memory: the model works in %llu bytes", (unsigned long long)model.arena_bytes);
+    madvise(arena, bytes, MADV_HUGEPAGE); // where the system has none, nothing changes
+    for (uint32_t at = 0; at < model.region_count; at++) {
+        const Region *region = &model.regions[at];
+        const unsigned char *base = region->place == IN_ARENA ? arena : weights;
+        tensors[at] = (DLTensor){
+            .data = (void *)(base + region->offset),
+            .device = {kDLCPU, 0},
+            .ndim = 1,
+            .dtype = {kDLFloat, 32, 1},
+            .shape = (int64_t *)&region->elements,
+        };
+    }
+    for (uint32_t at = 0; at < arguments; at++) {
+        given[at].type_index = kTVMFFIDLTensorPtr;
+        given[at].v_ptr = &tensors[model.arguments[at]];
+    }
+    return true;
+}
+
+bool model_run(int64_t *call_ns) {
+    int64_t before = call_ns ? now_ns() : 0;
+    for (uint32_t at = 0; at < model.call_count; at++) {
+        const Call *call = &model.calls[at];
+        TVMFFIAny result = {0};
+        failure[0] = 0;
+        if (call->function(NULL, given + call->first, (int32_t)call->count, &result)) {
+            char reason[400];
+            snprintf(reason, sizeof reason, "%s", failure[0] ? failure : "no reason given");
+            return fail("kernel %s: %s", call->kernel, reason);
+        }
+        if (call_ns) {
+            int64_t after = now_ns();
+            call_ns[at] += after - before;
+            before = after;
+        }
+    }
+    return true;
+}
+
+static float *region_data(uint32_t index, uint64_t *bytes) {
+    *bytes = (uint64_t)model.regions[index].elements * sizeof(float);
+    return tensors[index].data;
+}
+
+float *input_data(uint32_t index, uint64_t *bytes) { return region_data(model.inputs[index].region, bytes); }
+
+const float *output_data(uint32_t index, uint64_t *bytes) { return region_data(model.outputs[index].region, bytes); }
+
+void fill_inputs(uint64_t seed) { // sums of three uniform numbers: mean 0, variance 1
+    uint64_t state = seed * 0x9E3779B97F4A7C15u + 1;
+    for (uint32_t input = 0; input < model.input_count; input++) {
+        uint64_t bytes;
+        float *data = input_data(input, &bytes);
+        for (uint64_t at = 0; at < bytes / sizeof(float); at++) {
+            float sum = 0;
+            for (int draw = 0; draw < 3; draw++) {
+                state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+                sum += (float)(state >> 40) / (1 << 23) - 1;
+            }
+            data[at] = sum;
+        }
+    }
+}

@@ -1,0 +1,144 @@
+"""A static executable with the model inside, for machines that have nothing of ours: no Python, no libraries.
+
+Kernels are called in a fixed order on fixed places of one memory (``mobilec.export.kernels.calls``) by a small program
+in C (``mobilec/export/runner``), which brings its own threads. Zig compiles and links it, for Linux of any libc.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilec.errors import BackendUnavailable, ExportError
+from mobilec.export.linking import run_zig, zig_target
+from mobilec.passes.evidence import TensorSpec
+
+if TYPE_CHECKING:
+    from mobilec.export.artifact import Artifact
+    from mobilec.export.kernels.calls import Calls
+    from mobilec.export.kernels.cpu import Cpu
+    from mobilec.export.request import WriteRequest
+
+EXECUTABLE = "model"
+_RUNNER = Path(__file__).parent / "runner"
+_SPARE = 64  # bytes behind the weights, so that the last ones end no page
+_SOURCES = ("main.c", "model.c", "pool.c", "facts.c", "json.c")
+_FLAGS = ("-static", "-O2", "-std=gnu11", "-fno-sanitize=all", "-s")
+# What Linux calls instruction sets, where LLVM calls them otherwise.
+_LINUX_NAMES = {
+    "sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "lzcnt": "abm", "bmi": "bmi1", "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16", "avx512fp16": "avx512_fp16", "avx512vbmi2": "avx512_vbmi2",
+    "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avxvnni": "avx_vnni",
+    "amx-tile": "amx_tile", "amx-int8": "amx_int8", "amx-bf16": "amx_bf16", "neon": "asimd", "fp-armv8": "fp",
+    "dotprod": "asimddp", "fullfp16": "asimdhp", "lse": "atomics", "rdm": "asimdrdm",
+}  # fmt: skip
+
+
+def executable_of(artifact: Artifact) -> Path:
+    """The executable in an artefact. Raises BackendUnavailable, with what would bring one, where there is none."""
+    options = artifact.manifest.options
+    if not isinstance(options.get("executable"), dict) or EXECUTABLE not in artifact.manifest.files:
+        raise BackendUnavailable(
+            f"{artifact.path} holds no executable",
+            hint=f"export again with --to tvm --executable --cpu {options.get('cpu', 'NAME')}",
+        )
+    return artifact.path / EXECUTABLE
+
+
+def write_executable(executable: Any, calls: Calls, request: WriteRequest, cpu: Cpu, scratch: Path) -> None:
+    """Write ``model`` into the request's folder.
+
+    Args:
+        executable: TVM's, whose kernels it takes. scratch: an empty folder.
+
+    Raises ExportError where zig is not installed or cannot link.
+    """
+    objects = _kernels(executable, scratch)
+    (scratch / "weights.bin").write_bytes(calls.weights + bytes(_SPARE))
+    (scratch / "weights.S").write_text(_WEIGHTS, encoding="ascii")
+    (scratch / "plan.c").write_text(plan_source(calls, request, cpu), encoding="ascii")
+    sources = [str(_RUNNER / name) for name in _SOURCES] + [str(scratch / name) for name in ("plan.c", "weights.S")]
+    folders = [f"-I{folder}" for folder in (_RUNNER, *_headers(), scratch)]
+    # Not for the kernels' CPU: the program itself must start on any, to say what is missing.
+    target = ["cc", "-target", zig_target(cpu, "musl")]
+    run_zig([*target, *_FLAGS, *folders, "-o", str(request.folder / EXECUTABLE), *sources, *objects], scratch)
+
+
+def _kernels(executable: Any, scratch: Path) -> list[str]:
+    found = []
+    for at, module in enumerate(each for each in executable.mod.imports if each.kind == "llvm"):
+        found.append(str(scratch / f"kernels{at}.o"))
+        module.write_to_file(found[-1])
+    return found
+
+
+def _headers() -> list[str]:
+    from tvm_ffi import libinfo
+
+    return sorted({libinfo.find_include_path(), libinfo.find_dlpack_include_path()})
+
+
+_WEIGHTS = """\
+    .section .rodata.weights, "a", %progbits
+    .global weights
+    .balign 4096
+weights:
+    .incbin "weights.bin"
+    .section .note.GNU-stack, "", %progbits
+"""
+
+
+def plan_source(calls: Calls, request: WriteRequest, cpu: Cpu) -> str:
+    """The tables of one model in C."""
+    facts = {**request.facts, "cpu": cpu.name, "cpu_model": cpu.model, "architecture": cpu.architecture}
+    instructions = [_LINUX_NAMES.get(name, name) for name in cpu.features]
+    inputs = zip(request.inputs, calls.inputs, strict=True)
+    outputs = zip(request.outputs, calls.outputs, strict=True)
+    kernels = sorted({call.kernel for call in calls.calls})
+    declared = "\n".join(f"int {_symbol(name)}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);" for name in kernels)
+    regions = [
+        f"{{{'IN_WEIGHTS' if region.constant else 'IN_ARENA'}, {region.offset}u, {region.elements}}}"
+        for region in calls.regions
+    ]
+    rows: list[str] = []
+    arguments: list[str] = []
+    for call in calls.calls:
+        rows.append(f"{{{quoted(call.kernel)}, {_symbol(call.kernel)}, {len(arguments)}, {len(call.arguments)}}}")
+        arguments += [str(region) for region in call.arguments]
+    members = json.dumps(facts)[1:-1]
+    parts = [
+        '#include "runner.h"\n',
+        declared,
+        _table("Region", "regions", regions),
+        _table("Call", "calls", rows),
+        _table("uint32_t", "arguments", arguments),
+        _table("Port", "inputs", [f"{{{quoted(_port(spec))}, {at}}}" for spec, at in inputs]),
+        _table("Port", "outputs", [f"{{{quoted(_port(spec))}, {at}}}" for spec, at in outputs]),
+        _table("char *const", "instructions", [*map(quoted, instructions), "NULL"]),
+        f"const Model model = {{{quoted(members)}, regions, calls, arguments, inputs, outputs, {len(regions)}, "
+        f"{len(rows)}, {len(calls.inputs)}, {len(calls.outputs)}, {calls.arena_bytes}u, instructions}};\n",
+    ]
+    return "\n".join(parts)
+
+
+def _symbol(kernel: str) -> str:
+    if not (kernel.isascii() and kernel.isidentifier()):
+        raise ExportError(f"the kernel {kernel!r} has a name that C cannot have")
+    return f"__tvm_ffi_{kernel}"
+
+
+def _port(spec: TensorSpec) -> str:
+    return json.dumps({"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype})
+
+
+def _table(kind: str, name: str, rows: Sequence[str]) -> str:
+    body = "".join(f"    {row},\n" for row in rows)
+    return f"static const {kind} {name}[] = {{\n{body}}};\n"
+
+
+def quoted(text: str) -> str:
+    """A C string of these bytes, whatever they are."""
+    plain = "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in text.encode())
+    return f'"{plain}"'
