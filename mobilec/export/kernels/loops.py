@@ -13,6 +13,7 @@ Stmt = Any
 
 # A parallel launch costs a microsecond or two; less work than this many operations stays on one thread.
 WORTH_A_LAUNCH = 30_000
+STACK_FLOATS = 16_384
 _numbers = count()
 
 
@@ -120,10 +121,52 @@ def store(target: Stored, value: Expr, index: Sequence[Expr], axis: int | None =
 
     place = address(target, index)
     if lanes == 1:
-        return tirx.BufferStore(target.memory.buffer, value, [place])
+        return assign(target.memory.buffer, place, value)
     assert axis is not None
-    places = [tirx.Ramp(place, target.strides[axis], lanes)]
-    return tirx.BufferStore(target.memory.buffer, spread(value, lanes), places)
+    return assign(target.memory.buffer, tirx.Ramp(place, target.strides[axis], lanes), spread(value, lanes))
+
+
+def assign(buffer: Any, place: Expr, value: Expr) -> Stmt:
+    """Puts a value into a buffer. What the value has names for goes into variables of its own first.
+
+    TVM's analysers put a named expression in place of its name: where names stand in names, that takes them
+    exponential time. They do not look into memory, and LLVM keeps what stays here in registers.
+    """
+    from tvm import tirx
+
+    statements: list[Stmt] = []
+    value = _unnamed(value, {}, statements)
+    return seq([*statements, tirx.BufferStore(buffer, value, [place])])
+
+
+def _unnamed(value: Expr, known: dict[Expr, Expr], statements: list[Stmt]) -> Expr:
+    """``value`` with a place in memory for each name in it; ``statements`` put there what it stands for."""
+    from tvm import ir, tirx
+
+    def within(part: Expr) -> Expr:
+        return _unnamed(part, known, statements)
+
+    if isinstance(value, tirx.Var):
+        return known.get(value, value)
+    if isinstance(value, tirx.Let):
+        kind = str(value.var.ty.dtype)
+        lanes = int(kind.partition("x")[2] or 1)
+        held = tirx.decl_buffer((lanes,), kind.partition("x")[0], name=f"held_{next(_numbers)}", scope="local")
+        place = tirx.Ramp(0, 1, lanes) if lanes > 1 else 0
+        statements += [allocate(held), tirx.BufferStore(held, within(value.value), [place])]
+        known[value.var] = tirx.BufferLoad(held, [place])
+        return within(value.body)
+    if isinstance(value, ir.prim.expr.BinaryOpExpr | ir.prim.expr.CmpExpr):
+        return type(value)(within(value.a), within(value.b))
+    if isinstance(value, tirx.Select):
+        return tirx.Select(within(value.condition), within(value.true_value), within(value.false_value))
+    if isinstance(value, tirx.Cast):
+        return tirx.Cast(value.ty, within(value.value))
+    if isinstance(value, tirx.Broadcast):
+        return tirx.Broadcast(within(value.value), value.lanes)
+    if isinstance(value, ir.Call):
+        return ir.Call(value.op, [within(part) for part in value.args], value.attrs, ret_ty=value.ty)
+    return value
 
 
 def finish(
@@ -169,6 +212,17 @@ def finish(
     return [scratch(rows * width, kept)]
 
 
+def allocate(buffer: Any) -> Stmt:
+    """Room for a small array on the stack, where LLVM can keep it in registers; for a large one where TVM wants it.
+
+    TVM would fetch everything above 1 kB from a pool, tile by tile.
+    """
+    from tvm import tirx
+
+    small = int(buffer.shape[0]) <= STACK_FLOATS
+    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)} if small else {})
+
+
 class Registers:
     """A small array of vectors at constant places, which LLVM keeps in registers."""
 
@@ -192,9 +246,7 @@ class Registers:
         return tirx.BufferLoad(self.buffer, [self._place(position)])
 
     def put(self, position: int, value: Expr) -> Stmt:
-        from tvm import tirx
-
-        return tirx.BufferStore(self.buffer, spread(value, self.sizes[position]), [self._place(position)])
+        return assign(self.buffer, self._place(position), spread(value, self.sizes[position]))
 
     def fill(self, number: float) -> list[Stmt]:
         return [self.put(position, filled(number, lanes)) for position, lanes in enumerate(self.sizes)]
@@ -203,7 +255,7 @@ class Registers:
         """``body`` with the array in it."""
         from tvm import tirx
 
-        return tirx.SeqStmt([tirx.AllocBuffer(self.buffer), body])
+        return tirx.SeqStmt([allocate(self.buffer), body])
 
 
 def scratch(size: int, body: Callable[[Any], Stmt]) -> Stmt:
@@ -211,4 +263,4 @@ def scratch(size: int, body: Callable[[Any], Stmt]) -> Stmt:
     from tvm import tirx
 
     buffer = tirx.decl_buffer((size,), "float32", name=f"scratch_{next(_numbers)}", scope="local")
-    return tirx.SeqStmt([tirx.AllocBuffer(buffer), body(buffer)])
+    return tirx.SeqStmt([allocate(buffer), body(buffer)])

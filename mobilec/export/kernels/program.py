@@ -137,6 +137,8 @@ def build(module: Any, cpu: Cpu) -> Any:
             passes.AttachGlobalSymbol(),
         ]
     )
-    # LLVM finds common subexpressions; TVM's own pass breaks on named ones, and takes time by the square of a kernel.
-    with target, tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
+    # LLVM finds common subexpressions and shares the stack; TVM's passes for it break on named expressions, and merge
+    # what should stay in registers with what should not.
+    off = {"tirx.disable_cse_tir": True, "tirx.disable_storage_rewrite": True}
+    with target, tvm.transform.PassContext(config=off):
         return relax.build(module, target=target, relax_pipeline=lowering)

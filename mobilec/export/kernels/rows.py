@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mobilec.export.kernels.arithmetic import exp, maximum, named
+from mobilec.export.kernels.arithmetic import falling, maximum, named
 from mobilec.export.kernels.cpu import Cpu
-from mobilec.export.kernels.loops import Registers, exact_lanes, filled, loop, nest, pieces, scratch, seq, store
+from mobilec.export.kernels.loops import Registers, assign, exact_lanes, filled, loop, nest, pieces, scratch, seq, store
 from mobilec.export.kernels.values import Stored, Value, evaluate, permute, reshape
 
 Expr = Any
@@ -136,10 +136,10 @@ def softmax(source: Value, axis: int, target: Stored, lane_axis: int, cpu: Cpu) 
                 return state.put(0, maximum(state.get(0), evaluate(moved, [*place, k], last, lanes)))
 
             def power(k: Expr) -> Stmt:
-                value = exp(evaluate(moved, [*place, k], last, lanes) - state.get(0))
+                value = falling(evaluate(moved, [*place, k], last, lanes) - state.get(0))
                 return seq(
                     [
-                        tirx.BufferStore(memory, value, spot(k)),
+                        assign(memory, spot(k)[0], value),
                         state.put(1, state.get(1) + tirx.BufferLoad(memory, spot(k))),
                     ]
                 )
@@ -161,7 +161,7 @@ def _softmax_row(source: Value, target: Stored, index: list[Expr], size: int, la
     axis = len(index)
 
     def power(at: Expr, width: int) -> Stmt:
-        value = exp(evaluate(source, [*index, at], axis, width) - largest.get(0))
+        value = falling(evaluate(source, [*index, at], axis, width) - largest.get(0))
         return store(target, value, [*index, at], axis, width)
 
     def share(at: Expr, width: int) -> Stmt:

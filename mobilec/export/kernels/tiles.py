@@ -10,6 +10,7 @@ from mobilec.export.kernels.loops import pieces
 
 LATENCY = 9.0  # multiply-adds that must be under way at once to keep both units busy
 CACHE_MISSES = 0.25  # what a multiply-add costs more when its rows do not stay in the first-level cache
+BESIDE = 2  # vectors of factors that fit into registers beside a full tile; a third and fourth need room of their own
 START = 12.0  # filling, finishing and storing a tile, in multiply-adds for each of its vectors
 
 
@@ -37,7 +38,8 @@ def choose_tile(rows: int, columns: int, depth: int, cpu: Cpu) -> Tile:
     across = tuple(pieces(columns, cpu.lanes))
     best: tuple[float, int, int] | None = None
     for vectors in range(1, min(4, len(across)) + 1):
-        for height in range(1, min(rows, cpu.accumulators // vectors) + 1):
+        highest = min(cpu.accumulators // vectors, (cpu.accumulators + BESIDE - vectors) // vectors)
+        for height in range(1, min(rows, highest) + 1):
             widths = [vectors] * (len(across) // vectors) + ([len(across) % vectors] if len(across) % vectors else [])
             heights = ((rows // height, height), (1, rows % height))
             cost = sum(n * _cost(h, v, depth, cpu) for n, h in heights if h for v in widths)
