@@ -1,7 +1,8 @@
 """Functions of vectors, in instructions that every CPU has: no calls into a maths library, the same in all lanes.
 
 Largest errors against float64, over all of float32 (tested): `exp` 2e-7 relative (less than 1.9e-38 becomes 0),
-`sigmoid` 1.2e-7 and `tanh` 2.4e-7 absolute, `erf` 4e-7 absolute. NaN gives NaN, infinities give the limits.
+`falling` 2e-7, `sigmoid` 1.2e-7, `tanh` 2.4e-7, `erf` 4e-7 and `gelu` 1.5e-6 absolute, where they are not above 1, and
+of their value where they are. NaN gives NaN, infinities give the limits up to these errors.
 A comparison with NaN is false, so each Select is written to hand NaN on. What is used twice is given a name first
 (`named`): TVM walks expressions as trees, and nested repetition would take it exponential time.
 """
@@ -16,15 +17,26 @@ Expr = Any
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6  # Cody and Waite: high has few bits, n * high is exact
 EXP_HIGHEST, EXP_LOWEST = 88.72283935546875, -86.9  # above: infinity; below: zero, for less than 1.9e-38
+LOGISTIC_RANGE = 88.0  # e to its minus is 6e-39
+ONE_BITS = 0x3F800000
 ROUND, ROUND_BITS = 12582912.0, 0x4B400000  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
 # exp(r) = 1 + r + r^2 * EXP(r) on |r| <= ln(2)/2
 EXP = (0.5, 0.166666672, 0.0416664556, 0.00833329745, 0.00139345450, 0.000199004440)
+# 2**r on |r| <= 1/2, within 9e-8 of its value
+EXP2 = (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.0013264724984765053)
 # erf(x) = x * ERF(x^2 / 8 - 1) on |x| <= 4: a Chebyshev fit, its coefficients fall off, so that Horner's rule is safe
 ERF_RANGE = 4.0
 ERF = (
     0.353531033, -0.176576853, 0.131672651, -0.10768497, 0.0902472287, -0.0750277117, 0.0596873648,
     -0.044235047, 0.0334372781, -0.0264005195, 0.0143791642, -0.00337581523, 0.0039114086, -0.00588802481,
     0.00232284237,
+)  # fmt: skip
+# gelu(x) = x * (0.5 + x * GELU(2 * x^2 / GELU_RANGE^2 - 1)): fitted to the error of the whole, which beyond is less
+# than 9e-7 whatever x is
+GELU_RANGE = 5.1
+GELU = (
+    0.138605282, -0.0690032467, 0.0507829897, -0.0402190909, 0.0317158587, -0.0240128543, 0.0174646713, -0.0120360116,
+    0.00686587812, -0.00321345404, 0.00239373418, -0.00196469529, 0.000660141988,
 )  # fmt: skip
 
 
@@ -106,14 +118,58 @@ def exp(x: Expr) -> Expr:
     return named(x, limited)
 
 
+def _power(x: Expr, factor: float, use: Callable[[Expr, Expr], Expr]) -> Expr:
+    """``use`` of two factors of 2**(x * factor): the first within 0.7 and 1.42, the second a power of two.
+
+    ``x`` is a name for what is NaN or gives |x * factor| < 127.4; NaN stays in the first factor, whatever its bits.
+    The error grows with the exponent, as that of the product does: 6e-8 of the value for each.
+    """
+    from tvm import tirx
+
+    real = str(x.ty.dtype)
+    whole = real.replace("float", "int")
+
+    def reduced(shifted: Expr) -> Expr:
+        count = tirx.reinterpret(whole, shifted)  # in its low bits; the others leave with the shift
+        scale = tirx.reinterpret(real, (count << tirx.const(23, whole)) + tirx.const(ONE_BITS, whole))
+        nearest = tirx.reinterpret(real, count) - constant(ROUND, x)  # as bits: TVM would cancel it against the sum
+        rest = named(nearest, lambda n: x * constant(factor, x) - n)
+        return named(rest, lambda r: use(polynomial(r, EXP2), scale))
+
+    return named(x * constant(factor, x) + constant(ROUND, x), reduced)
+
+
+def falling(x: Expr) -> Expr:
+    """e to the x for x up to 0, as softmax needs it; 0 below -88."""
+
+    def inside(held: Expr) -> Expr:
+        power = _power(held, LOG2_E, lambda value, scale: value * scale)
+        return choose(held <= constant(-LOGISTIC_RANGE, held), constant(0.0, held), power)
+
+    return named(at_least(x, -LOGISTIC_RANGE), inside)
+
+
+def _logistic(x: Expr, numerator: Callable[[Expr], Expr], slope: float) -> Expr:
+    """``numerator`` of x / (1 + exp(-slope * x)); of -88 / slope for all x below, where the quotient is 5e-39."""
+    limit = LOGISTIC_RANGE / slope
+
+    def quotient(low: Expr, held: Expr) -> Expr:
+        one = constant(1.0, held)
+        return numerator(low) / _power(held, -slope * LOG2_E, lambda value, scale: value * scale + one)
+
+    return named(at_least(x, -limit), lambda low: named(at_most(low, limit), lambda held: quotient(low, held)))
+
+
 def sigmoid(x: Expr) -> Expr:
-    one = constant(1.0, x)
-    return one / (one + exp(constant(0.0, x) - x))
+    return _logistic(x, lambda low: constant(1.0, low), 1.0)
+
+
+def silu(x: Expr) -> Expr:
+    return _logistic(x, lambda low: low, 1.0)
 
 
 def tanh(x: Expr) -> Expr:
-    one, two = constant(1.0, x), constant(2.0, x)
-    return one - two / (exp(two * x) + one)
+    return _logistic(x, lambda low: constant(2.0, low), 2.0) - constant(1.0, x)
 
 
 def erf(x: Expr) -> Expr:
@@ -127,7 +183,12 @@ def erf(x: Expr) -> Expr:
 
 def gelu(x: Expr) -> Expr:
     half = constant(0.5, x)
-    return named(x, lambda v: v * (half + half * erf(v * constant(0.5**0.5, v))))
+
+    def inside(low: Expr, held: Expr) -> Expr:
+        place = held * held * constant(2.0 / GELU_RANGE**2, held) - constant(1.0, held)
+        return low * (held * named(place, lambda u: polynomial(u, GELU)) + half)
+
+    return named(at_least(x, -GELU_RANGE), lambda low: named(at_most(low, GELU_RANGE), lambda held: inside(low, held)))
 
 
 def gelu_tanh(x: Expr) -> Expr:
@@ -137,10 +198,6 @@ def gelu_tanh(x: Expr) -> Expr:
         return half * v * (one + tanh(v * (constant(slope, v) + constant(slope * 0.044715, v) * v * v)))
 
     return named(x, use)
-
-
-def silu(x: Expr) -> Expr:
-    return named(x, lambda v: v * sigmoid(v))
 
 
 def hardsigmoid(x: Expr) -> Expr:
@@ -170,4 +227,4 @@ def minimum(a: Expr, b: Expr) -> Expr:
 
 
 # Functions of so many instructions that code for every vector of a tile would take long to compile.
-LONG = frozenset({exp, sigmoid, tanh, erf, gelu, gelu_tanh, silu})
+LONG = frozenset({exp, falling, sigmoid, tanh, erf, gelu, gelu_tanh, silu})
