@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -50,6 +51,8 @@ PACKAGES = (
     Package("apache-tvm", "tvm", "tvm", "native kernels"),
     Package("apache-tvm-ffi", "tvm_ffi", "tvm", "comes with TVM"),
     Package("ziglang", "ziglang", "cross", "links for other CPUs"),
+    Package("tornado", "tornado", "rpc", "pools of boards"),
+    Package("cloudpickle", "cloudpickle", "rpc", "pools of boards"),
     Package("scikit-learn", "sklearn", "examples", "digits example"),
 )
 
@@ -255,7 +258,16 @@ def _abilities(findings: tuple[Finding, ...]) -> tuple[Ability, ...]:
         needs("run Core ML", (*capture, "coremltools"), core_ml),
         needs("run Core AI", (*capture, "coreai-core"), "its portable runtime, or macOS 27 itself"),
         needs("timm:NAME models", ("timm", "torchvision"), "timm's models by name"),
+        _program("time over ssh", "ssh", "a board, with its own keys and configuration", "openssh-client"),
+        _program("time over adb", "adb", "an Android device", "adb"),
+        needs("time over rpc", ("apache-tvm", "cloudpickle", "tornado"), "a pool of boards; `mobilec devices serve`"),
+        Ability("time through Core ML", mac, "compute units and placement" if mac else "needs macOS"),
     )
+
+
+def _program(name: str, program: str, how: str, package: str) -> Ability:
+    found = shutil.which(program) is not None
+    return Ability(name, found, how if found else f"needs {program} (on Debian: apt-get install {package})")
 
 
 def _remedies(findings: tuple[Finding, ...], python_ok: bool) -> tuple[str, ...]:
@@ -271,6 +283,7 @@ def _remedies(findings: tuple[Finding, ...], python_ok: bool) -> tuple[str, ...]
         ("coreai", "for Core AI"),
         ("tvm", "for native kernels"),
         ("cross", "for executables and other CPUs"),
+        ("rpc", "for pools of boards"),
     )
     for extra, use in extras:
         members = [item for item in findings if item.extra == extra]

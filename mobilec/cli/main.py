@@ -19,6 +19,8 @@ VERBS = {
     "validate": "mobilec.cli.validate",
     "profile": "mobilec.cli.profile",
     "history": "mobilec.cli.history",
+    "report": "mobilec.cli.report",
+    "devices": "mobilec.cli.devices",
     "lint": "mobilec.cli.lint",
     "ranges": "mobilec.cli.ranges",
     "passes": "mobilec.cli.passes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,23 @@ class InputSize(click.ParamType):
             self.fail(f"{value!r} is not a size in pixels; write 224 or 320x256 (height x width)", param, ctx)
         sides = tuple(int(part) for part in parts)
         return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+class Cores(click.ParamType):
+    """``4,5`` or ``4-7``, as indices of processor cores."""
+
+    name = "CORES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if not isinstance(value, str):
+            return value
+        found: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip(), re.ASCII)
+            if match is None or int(match[2] or match[1]) < int(match[1]):
+                self.fail(f"{value!r} names no cores; write 4,5 or 4-7", param, ctx)
+            found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        return tuple(dict.fromkeys(found))
 
 
 Dims = tuple[int | str, ...]  # sizes, and behind them the type where one was given

@@ -22,7 +22,7 @@ from mobilec.cli.keeping import (
     show_regression,
     verdict,
 )
-from mobilec.cli.options import COUNT, FOLDER, Number, common
+from mobilec.cli.options import COUNT, FOLDER, Cores, Number, common
 from mobilec.cli.output import State, emit, noise_to_stderr, plain, stdout_console
 from mobilec.cli.progress import stages
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mobilec.latency.samples import ArtifactProfile, Interval, ProfileReport
 
 TOP_OPS = 10
-DEVICE = "local"
 STAGES = {
     "load": "loading",
     "warm up": "warming up",
@@ -44,6 +43,7 @@ STAGES = {
 
 @described(
     sections={
+        "Where": ("device", "pin"),
         "Measuring": (
             "threads",
             "num_runs",
@@ -62,10 +62,20 @@ STAGES = {
         "mobilec profile shvit_s1-onnx care_s0-onnx       side by side, in turns",
         "mobilec profile shvit_s1-onnx --threads 1 --save one-thread.json",
         "mobilec profile shvit_s1-onnx --against last --max-regression 5%",
+        "mobilec profile shvit_s1-a76 --device adb:SERIAL        `mobilec devices` lists what there is",
+        "mobilec profile shvit_s1-a76 --device ssh:me@board --pin 4,5",
     ),
 )
-@click.command("profile", cls=Verb, short_help="Time artefacts on this machine, and compare them.")
+@click.command("profile", cls=Verb, short_help="Time artefacts here or on a device, and compare them.")
 @click.argument("artefacts", metavar="ARTEFACT...", nargs=-1, required=True, type=FOLDER)
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    metavar="DEVICE",
+    help="local, ssh:USER@HOST[:PORT], adb:SERIAL, rpc:HOST:PORT/KEY or coreml[:UNITS].",
+)
+@click.option("--pin", type=Cores(), default=(), metavar="CORES", help="Keep to these cores of a device: 4,5 or 4-7.")
 @click.option("--threads", type=COUNT, metavar="N", help="Threads of the engine.  [default: all cores]")
 @click.option("--num-runs", type=COUNT, default=50, show_default=True, metavar="N", help="At least so many timed runs.")
 @click.option(
@@ -121,6 +131,8 @@ STAGES = {
 def command(
     state: State,
     artefacts: tuple[Path, ...],
+    device: str,
+    pin: tuple[int, ...],
     threads: int | None,
     num_runs: int,
     warmup_runs: int,
@@ -135,7 +147,7 @@ def command(
     per_op: bool,
     save: Path | None,
 ) -> None:
-    """Time artefacts on this machine: latency with its spread and a 95 % interval, memory, and the slowest operations.
+    """Time artefacts, here or on a device: latency with its spread and a 95 % interval, memory, the slowest operations.
 
     Each artefact runs in processes of its own. Several take turns, so that all meet the same machine, and are compared
     with the first. --json and --save keep every single run, and so does the history (`mobilec history`).
@@ -145,26 +157,32 @@ def command(
     if max_regression is not None and against is None and len(artefacts) < 2:
         raise click.UsageError("--max-regression needs a baseline: give --against, or two artefacts")
     keep = ready(keeper(history, no_history))
-    earlier = earlier_results(against, artefacts, DEVICE, keep)
+    earlier = earlier_results(against, artefacts, device, keep)
     if against is not None and earlier is None:
         artefacts = (Path(against), *artefacts)
     with stages(state, "opening", calm=True) as progress, noise_to_stderr():
-        from mobilec.latency.profile import profile
+        from mobilec.latency.profile import MeasurementCut, profile
 
-        report = profile(
-            artefacts,
-            threads=threads,
-            num_runs=num_runs,
-            warmup_runs=warmup_runs,
-            min_secs=min_secs,
-            launches=launches,
-            per_op=per_op,
-            sustained_mins=sustained,
-            timeout_secs=timeout_secs,
-            progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
-        )
+        cut: MeasurementCut | None = None
+        try:
+            report = profile(
+                artefacts,
+                device=device,
+                pin=pin,
+                threads=threads,
+                num_runs=num_runs,
+                warmup_runs=warmup_runs,
+                min_secs=min_secs,
+                launches=launches,
+                per_op=per_op,
+                sustained_mins=sustained,
+                timeout_secs=timeout_secs,
+                progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
+            )
+        except MeasurementCut as error:  # what was timed until then is shown and kept, and the error stands
+            report, cut = error.report, error
     result = asdict(report)
-    found = judged(report, earlier, against, max_regression)
+    found = judged(report, earlier, against, max_regression) if cut is None else None
     if found is not None:
         result["against"] = asdict(found)
     if state.json:
@@ -178,6 +196,8 @@ def command(
         if not state.json:
             click.echo(f"\nSaved with every single run to {plain(save)}")
     kept(keep, report)
+    if cut is not None:
+        raise cut
     if found is not None:
         found.raise_if_failed()
 
@@ -185,6 +205,7 @@ def command(
 def show(report: ProfileReport) -> None:
     """The tables of a whole result."""
     from mobilec.cli import render
+    from mobilec.cli.places import show_placement, show_where
 
     console = stdout_console()
     rows = [
@@ -228,10 +249,12 @@ def show(report: ProfileReport) -> None:
             console.print(
                 render.styled(f"{item.label} has RANDOM weights; that changes accuracy, not speed.", "yellow")
             )
+    show_where(console, report)
     _comparisons(console, report)
     _sustained(console, report)
     for item in report.artifacts:
         _operations(console, item)
+        show_placement(console, item)
     _machine(console, report)
 
 
@@ -304,7 +327,10 @@ def _operations(console: Console, item: ArtifactProfile) -> None:
 
 def _machine(console: Console, report: ProfileReport) -> None:
     from mobilec.cli import render
+    from mobilec.cli.places import show_boards
 
+    if report.boards:
+        show_boards(console, report)
     facts = report.machine
     cores = f"{len(facts.usable_cores)} of {facts.logical_cores} logical cores usable" if facts.usable_cores else ""
     render.heading(console, "Machine")
