@@ -64,7 +64,7 @@ class Validation:
             fp32 is judged by the limits of fp16.
         notes: how the two sides were matched, where no manifest said it.
         faults: files that are not what the manifest says.
-        samples: "probes" (built-in), "images" or "images and probes": what ``rows`` were measured on.
+        samples: what ``rows`` were measured on: "probes" (built-in), "images", "images and probes", "data" (no rows).
         rows: one for each output of each sample; the data set's images are in ``outputs`` and ``accuracy`` only.
         outputs: the worst of all samples, data set included, for each output.
         worst_relative: an output's largest error over its largest value, of all samples; None when nothing finite was
@@ -183,7 +183,8 @@ def validate_all(
         against: what to compare with instead of an artefact's own captured program, and for bare files: a model's
             name, another artefact or file, a ``.pt2``.
         checkpoint / num_classes: of a model by name.
-        images: files, folders or patterns to compare on; the built-in probes join when there are fewer than 8.
+        images: files, folders or patterns to compare on; the built-in probes join when there are fewer than 8 (for int8
+            activations only when ``data`` has fewer too).
         data: a folder of class folders, or a list of path and label, for accuracy of all and their agreement.
         limit: at most so many images of ``data``.
         resume: a file that keeps how far the pass over ``data`` has come; where it is there already, go on from it.
@@ -305,7 +306,8 @@ def _measure(
     found, before = [], 0
     for number, (contest, dataset) in enumerate(zip(contests, datasets, strict=True)):
         step = partial(_tell, progress, before, total)
-        rows, unreadable, samples = _compare_samples(contest, files, step)
+        counted_on = count_samples(dataset, limit) if dataset else 0
+        rows, unreadable, samples = _compare_samples(contest, files, counted_on, step)
         before += len(files)
         counted: tuple[Accuracy | None, ...] = (None,) * len(contest.entries)
         if dataset is not None:
@@ -368,9 +370,13 @@ def _engine(side: Side) -> str:
 
 
 def _compare_samples(
-    contest: Contest, files: Sequence[Path], step: Callable[[int], None]
+    contest: Contest, files: Sequence[Path], counted_on: int, step: Callable[[int], None]
 ) -> tuple[tuple[tuple[Row, ...], ...], tuple[str, ...], str]:
-    """Rows over the user's images, a group at a time, and over the probes where those are fewer than 8."""
+    """Rows over the user's images, a group at a time, and over the probes where those are fewer than 8.
+
+    ``counted_on`` images of a data set come later. With enough of them no probes join where activations are stored in
+    8 bits: their ranges were measured on images like those, and the probes are meant to lie outside them.
+    """
     feeder = contest.entries[0].feeder
     rows: list[list[Row]] = [[] for _ in contest.entries]
     unreadable: list[str] = []
@@ -394,8 +400,9 @@ def _compare_samples(
         step(done)
     if files and not readable:
         raise DataError(f"none of {len(files)} images can be read: {unreadable[0]}")
-    what = "images"
-    if readable < FEWEST_SAMPLES:
+    what = "images" if readable else "data"
+    calibrated = any(entry.side.precision == "int8" for entry in contest.entries)
+    if readable + (counted_on if calibrated else 0) < FEWEST_SAMPLES:
         for answers in contest.compare_probes():
             keep(answers)
         what = "images and probes" if readable else "probes"

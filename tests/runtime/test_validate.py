@@ -109,6 +109,19 @@ def test_few_images_are_joined_by_probes(lively: Path, photos: Path) -> None:
     assert len(found.rows) == 1 + len(probe_images((32, 32)))
 
 
+def test_ranges_measured_on_images_are_not_judged_by_probes(lively: Path, photos: Path, tmp_path: Path) -> None:
+    """8-bit activations are cut off where their calibration saw nothing, which is where the probes lie."""
+    quantised = Path(shutil.copytree(lively, tmp_path / "quantised"))
+    reseal(quantised, precision="int8")
+    found = checked(quantised, data=photos)
+    assert found.samples == "data"
+    assert found.rows == ()
+    assert found.outputs[0].samples == 20
+    assert checked(quantised, data=photos, limit=7).samples == "probes"
+    assert checked(quantised).samples == "probes"
+    assert checked(lively, data=photos).samples == "probes"
+
+
 def test_several_inputs_of_other_things(tmp_path: Path) -> None:
     class Table(torch.nn.Module):
         def __init__(self) -> None:
