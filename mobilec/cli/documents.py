@@ -30,8 +30,13 @@ def check_writable(path: Path) -> None:
 def write_document(path: Path, state: State, document: Mapping[str, Any]) -> None:
     """Write the document as ``--json`` would print it. Raises MobilecError; an old file is then untouched."""
     text = json.dumps(jsonable({"mobilec": __version__, "command": state.command, **document}), allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole. Raises MobilecError; an old one is then untouched."""
     try:
-        write_whole(path, text + "\n")
+        write_whole(path, text)
     except OSError as error:
         raise MobilecError(
             f"{path} cannot be written: {error.strerror}", hint="the result itself is shown above"

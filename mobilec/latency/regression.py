@@ -91,7 +91,12 @@ def find_last(item: ArtifactProfile | Manifest, device: str, history: Path | Non
 
 
 def judge_side_by_side(report: ProfileReport, max_regression: float | None) -> Regression:
-    """The report's own comparisons with its first artefact."""
+    """The report's own comparisons with its first artefact. Raises DataError where there are none to judge."""
+    if not report.comparisons:
+        raise DataError(
+            f"nothing was timed side by side with {report.artifacts[0].label}, so nothing can be judged against it",
+            hint="boards of a pool share the artefacts among them: compare with a saved result or a history entry",
+        )
     rows = tuple(Held(each, _outcome(each, max_regression), ()) for each in report.comparisons)
     return _regression(report.artifacts[0].label, max_regression, rows)
 

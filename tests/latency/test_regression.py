@@ -77,6 +77,11 @@ def test_side_by_side_is_judged_by_the_reports_own_comparison() -> None:
     judge_side_by_side(given, None).raise_if_failed()
 
 
+def test_nothing_to_compare_with_is_no_pass() -> None:
+    with pytest.raises(DataError, match="nothing was timed side by side with a"):
+        judge_side_by_side(report(artefact("a", 10.0), artefact("b", 12.0), comparisons=()), 0.05)
+
+
 def test_what_else_differs_is_told() -> None:
     versions = {"mobilec": "0.1.0", "onnxruntime": "1.30.0", "torch": "2"}
     facts = dataclasses.replace(FACTS, cpu="Abacus 8", versions=versions)
