@@ -142,6 +142,7 @@ def write_again(program: ExportedProgram, manifest: Manifest, step: str, folder:
         description="",
         facts={"model": manifest.model},
         progress=lambda stage: None,
+        cpu=manifest.options.get("cpu"),
         keep_fp32=_kept(manifest) if step == "converted" else frozenset(),
     )
     if step == "written":
