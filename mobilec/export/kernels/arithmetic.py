@@ -221,6 +221,11 @@ def maximum(a: Expr, b: Expr) -> Expr:
     return named(a, lambda a: named(b, lambda b: choose(is_nan(a), a, choose(a > b, a, b))))
 
 
+def larger(a: Expr, b: Expr) -> Expr:
+    """The larger; ``b`` when one is NaN."""
+    return named(a, lambda a: named(b, lambda b: choose(a > b, a, b)))
+
+
 def minimum(a: Expr, b: Expr) -> Expr:
     """The smaller; NaN when either is."""
     return named(a, lambda a: named(b, lambda b: choose(is_nan(a), a, choose(a < b, a, b))))

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels import arithmetic as ar
-from mobilec.export.kernels import layers
-from mobilec.export.kernels.lowering import Context, Found
-from mobilec.export.kernels.values import Gathered, Map, Stored, Value, cut, expand, permute, reshape
+from mobilec.export.kernels import attention, layers
+from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.values import (
+    Gathered,
+    Map,
+    Memory,
+    Stored,
+    Value,
+    contiguous,
+    cut,
+    expand,
+    order_of,
+    permute,
+    reshape,
+)
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -21,12 +35,21 @@ Function = Callable[..., Any]
 
 def lower_node(context: Context, node: Node) -> Any:
     """What a node computes: a value, a kernel still open, or a tuple of values. Raises ExportError naming the node."""
+    from torch.fx import Node
+
     from mobilec.export.blame import module_path, op_name
 
     target = node.target
     if target is operator.getitem:
         whole, which = node.args
         return context.found[whole][which]  # type: ignore[index]
+    held = context.found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+    if isinstance(held, attention.Weights) and attention.passes_by(node):
+        return attention.carried(held, node)
+    if isinstance(held, Pending) and held.scatters and target in _views():
+        moved = moved_with_its_kernel(held, node)
+        if moved is not None:
+            return layers.settle(context, node, moved)
     if target in _views():
         return view_of(node, context.value(node.args[0]))  # type: ignore[arg-type]
     if target in _functions():
@@ -51,6 +74,46 @@ def _arithmetic(context: Context, node: Node, function: Function, operands: list
 # --- views ----------------------------------------------------------------------------------------------------------
 
 
+def moved_with_its_kernel(pending: Pending, node: Node) -> Pending | None:
+    """A kernel that writes where a permutation or reshape of its result wants it; None for other views."""
+    shape, axes = layers.shape_of(node), _permutation(node)
+    if axes is not None:
+        home = [axes.index(axis) for axis in range(len(axes))]
+        order = [home[axis] for axis in pending.order]
+    elif node.target in _reshapes():
+        home = None
+        seen = reshape(contiguous(Memory(None, math.prod(shape), "float32"), pending.shape, pending.order), shape)
+        order = list(order_of(seen)) if isinstance(seen, Stored) else list(range(len(shape)))
+    else:
+        return None
+
+    def back(value: Value) -> Value:
+        return reshape(value, pending.shape) if home is None else permute(value, home)
+
+    moved = view_of(node, pending.tree)
+    return replace(
+        pending,
+        shape=shape,
+        order=tuple(order),
+        tree=moved,
+        write=lambda tree, target: pending.write(back(tree), back(target)),  # type: ignore[arg-type]
+    )
+
+
+def _permutation(node: Node) -> list[int] | None:
+    """The axes of a permutation; None for other operators."""
+    import torch
+
+    axes, given = list(range(len(layers.shape_of(node)))), node.args[1:]
+    if node.target == torch.ops.aten.permute.default:
+        return [int(axis) % len(axes) for axis in given[0]]  # type: ignore[union-attr, arg-type]
+    if node.target == torch.ops.aten.transpose.int:
+        first, second = (int(axis) for axis in given)  # type: ignore[arg-type]
+        axes[first], axes[second] = axes[second], axes[first]
+        return axes
+    return None
+
+
 class _Views:
     """Membership by operator, for those who only ask."""
 
@@ -67,20 +130,27 @@ def view_of(node: Node, value: Value) -> Any:
 
 
 @cache
+def _reshapes() -> tuple[Any, ...]:
+    import torch
+
+    aten = torch.ops.aten
+    return (
+        aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints,
+        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.unflatten.int,
+    )  # fmt: skip
+
+
+@cache
 def _views() -> dict[Any, Callable[..., Any]]:
     import torch
 
     aten = torch.ops.aten
-    reshaped = (
-        aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints,
-        aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.unflatten.int,
-    )  # fmt: skip
     same = (
         aten.clone.default, aten.contiguous.default, aten.alias.default, aten.dropout.default, aten.detach.default,
         aten.lift_fresh_copy.default, aten.detach_.default,
     )  # fmt: skip
     return {
-        **dict.fromkeys(reshaped, lambda node, value, *_, **__: reshape(value, layers.shape_of(node))),
+        **dict.fromkeys(_reshapes(), lambda node, value, *_, **__: reshape(value, layers.shape_of(node))),
         **dict.fromkeys(same, lambda node, value, *_, **__: value),
         aten.permute.default: lambda node, value, axes: permute(value, [axis % len(axes) for axis in axes]),
         aten.transpose.int: _transpose,

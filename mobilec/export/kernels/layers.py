@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilec.errors import ExportError
-from mobilec.export.kernels import products, rows, windows
+from mobilec.export.kernels import attention, products, rows, windows
 from mobilec.export.kernels.lowering import Context, Found, Pending
 from mobilec.export.kernels.tiles import choose_tile
 from mobilec.export.kernels.values import Hole, Map, Stored, Value, cut, expand, order_of, permute, reshape
@@ -198,6 +198,12 @@ def matmul(context: Context, node: Node, a: Node, b: Node) -> Found:
         raise ExportError(f"{node} multiplies a vector: native kernels multiply matrices")
     if b in context.constants and len(shape_of(b)) == 2:
         return settle(context, node, _linear(context, node, a, context.array(b), None))
+    together = attention.weighted(context, node, a, b)
+    if together is not None:
+        return settle(context, node, together)
+    before = attention.scores(context, node, a, b)
+    if before is not None:
+        return before
     rank = len(shape)
     batch, (m, n), k = shape[:-2], shape[-2:], shape_of(a)[-1]
     left = expand(context.stored(a), (*batch, m, k))
@@ -320,7 +326,10 @@ def _reduction(
     )
 
 
-def softmax(context: Context, node: Node, x: Node, dim: int, *_: Any) -> Found:
+def softmax(context: Context, node: Node, x: Node, dim: int, *_: Any) -> Any:
+    scores = context.found.get(x)
+    if isinstance(scores, attention.Scores):
+        return attention.Weights(scores)
     source = context.stored(x)
     order = order_of(source)
     axis = dim % len(source.shape)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
-from mobilec.export.kernels.values import Stored, Value, address, evaluate, is_long
+from mobilec.export.kernels.values import Gathered, Stored, Value, address, evaluate, is_long
 
 Expr = Any
 Stmt = Any
@@ -115,10 +115,13 @@ def spread(value: Expr, lanes: int) -> Expr:
     return tirx.Broadcast(value, lanes) if lanes > 1 and "x" not in str(value.ty.dtype) else value
 
 
-def store(target: Stored, value: Expr, index: Sequence[Expr], axis: int | None = None, lanes: int = 1) -> Stmt:
-    """Write one element, or ``lanes`` neighbours along ``axis``."""
+def store(target: Value, value: Expr, index: Sequence[Expr], axis: int | None = None, lanes: int = 1) -> Stmt:
+    """Write one element, or ``lanes`` neighbours along ``axis``, of a tensor or of places picked from one."""
     from tvm import tirx
 
+    while isinstance(target, Gathered):
+        index, axis, target = target.where(index), target.axes[axis] if lanes > 1 else None, target.source  # type: ignore[index]
+    assert isinstance(target, Stored)
     place = address(target, index)
     if lanes == 1:
         return assign(target.memory.buffer, place, value)
@@ -170,7 +173,7 @@ def _unnamed(value: Expr, known: dict[Expr, Expr], statements: list[Stmt]) -> Ex
 
 
 def finish(
-    tree: Value, target: Stored, place: Callable[[Expr, Expr], list[Expr]], rows: int,
+    tree: Value, target: Value, place: Callable[[Expr, Expr], list[Expr]], rows: int,
     columns: Sequence[tuple[Expr, int]], sums: Callable[[int, int], Expr],
 ) -> list[Stmt]:  # fmt: skip
     """Puts a tile of results through ``tree`` into ``target``, whose last axis the columns are of.

@@ -39,6 +39,7 @@ class Pending:
     Attributes:
         name: for profiles. inputs: what its main loop reads. order: in which it wants to write, slowest axis first.
         tree: what to do with the main loop's result (the Hole). write: (tree, target) -> the kernel's statement.
+        scatters: whether the target may be places that no strides describe.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Pending:
     order: tuple[int, ...]
     tree: Value
     write: Write
+    scatters: bool = False
 
 
 Found = Value | Pending

@@ -87,12 +87,25 @@ def batched_product(left: Stored, right: Stored, tree: Value, target: Stored, cp
     return _tiled(left, vector, tile, tree, target)
 
 
+def local_product(left: Value, right: Value, tree: Value, target: Value, cpu: Cpu) -> Stmt:
+    """As ``batched_product``, of single matrices and by the thread that calls: a part of a kernel."""
+
+    def vector(batch: list[Expr], run: Run, term: Expr, which: int) -> Expr:
+        column, lanes = run.columns[which]
+        return evaluate(right, [term, column], 1, lanes)
+
+    tile = choose_tile(left.shape[0], right.shape[1], left.shape[1], cpu)
+    return _tiled(left, vector, tile, tree, target, shared=False)
+
+
 def _tiled(
-    left: Stored,
+    left: Value,
     right: Callable[[list[Expr], Run, Expr, int], Expr],
     tile: Tile,
     tree: Value,
-    target: Stored,
+    target: Value,
+    *,
+    shared: bool = True,
 ) -> Stmt:
     """All tiles. ``right``: (batch index, run, term, which of the run's vectors) -> the factors of that vector."""
     *batch, rows, depth = left.shape
@@ -128,7 +141,7 @@ def _tiled(
 
         return by_run(tile, number, strips)
 
-    work = 2 * tile.rows * tile.vectors * tile.lanes * depth
+    work = 2 * tile.rows * tile.vectors * tile.lanes * depth if shared else 0
     if rows < FEW_ROWS:
         return nest([*batch, across, down], lambda i: block(i[:rank], i[rank + 1], i[rank]), work=work)
     return nest([*batch, down, across], lambda i: block(i[:rank], i[rank], i[rank + 1]), work=work)
