@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mobilec
 from mobilec.errors import UsageError
 from mobilec.export import to_coreml, to_onnx
 from mobilec.export.keep_fp32 import check_keep_fp32, keep_fp32
@@ -162,3 +163,24 @@ def test_what_means_nothing_is_refused(names: str, backend: str, precision: str,
         check_keep_fp32(names, backend=backend, precision=precision)
     assert check_keep_fp32((), backend=backend, precision=precision) == ()
     assert check_keep_fp32("a, b", backend="onnx", precision="fp16") == ("a", "b")
+
+
+def test_auto_keeps_what_overflows_around_8_bit_layers(tmp_path: Path) -> None:
+    """No set of operators makes 8 bits agree with half precision to 40 dB; finite numbers can be had."""
+
+    class Ratio(Peak):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.first(x))
+            large = torch.exp(6 * x)
+            return self.last(x) + (large / (1 + large))[:, :4]  # infinity over infinity
+
+    options = {"to": "coreml", "precision": "int8", "input_shapes": {"x": (1, 3, 16, 16)}, "proof": False}
+    plain = mobilec.compile(Ratio(), out=tmp_path / "plain", **options)
+    kept = mobilec.compile(Ratio(), out=tmp_path / "kept", keep_fp32="auto", **options)
+    finite = [
+        next(gate for gate in mobilec.validate(artifact).gates if gate.name == "finite") for artifact in (plain, kept)
+    ]
+    assert [gate.passed for gate in finite] == [False, True]
+    names = {entry["node"] for entry in kept.manifest.options["keep_fp32"]["kept"]}
+    assert {"exp", "div"} <= names
+    assert "conv2d" not in names

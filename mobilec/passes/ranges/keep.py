@@ -35,6 +35,10 @@ def holds(agreement: Agreement) -> bool:
     return not agreement.broken and agreement.psnr_db >= LEAST_PSNR_DB and agreement.cosine >= LEAST_COSINE
 
 
+def finite(agreement: Agreement) -> bool:
+    return not agreement.broken
+
+
 def keep_enough(
     runner: Runner,
     measured: Measured,
@@ -42,15 +46,17 @@ def keep_enough(
     verdicts: tuple[Verdict, ...] = (),
     *,
     already: Collection[str] = (),
+    enough: Callable[[Agreement], bool] = holds,
 ) -> Kept:
     """The operators that break, and if that is not enough, those that lose most, until the outputs agree.
 
     Args:
         feeds: gives the inputs of ``measured`` again. already: names of nodes in float32 anyway.
+        enough: what agreement will do; the gates of fp16 unless another is asked for.
 
     Raises ExportError where even everything kept would not do.
     """
-    if holds(measured.half):
+    if enough(measured.half):
         return Kept({}, measured.half, measured.half, 0)
     verdicts = verdicts or judge(measured)
     reasons = _closed(runner, measured, {v.node: v.what for v in verdicts if v.level == BREAKS})
@@ -61,7 +67,7 @@ def keep_enough(
         kept = frozenset((*reasons, *already))
         after = runner.agreement(feeds(), measured.outputs, kept) if reasons else measured.half
         tries += bool(reasons)
-        if holds(after):
+        if enough(after):
             return Kept(_in_order(runner, reasons), measured.half, after, tries)
         if not waiting:
             raise ExportError(
