@@ -82,7 +82,7 @@ def compile(
         checkpoint / num_classes / replace_head / pretrained: for models given by name.
         precision: ``fp32``, ``fp16``, or ``int8`` for weights and activations in 8 bits (ONNX, Core ML); by default
             fp32 for ONNX, fp16 for Core ML and Core AI.
-        target: whose rewrites to apply; by default ``cpu`` for ONNX, ``ane`` for the others.
+        target: whose rewrites to apply; by default ``cpu`` for ONNX, ``native`` for native kernels, ``ane`` else.
         dynamic_batch: leave the batch size open (ONNX).
         cpu: what native kernels are compiled for (tvm): ``host`` or one of LLVM's names, this machine by default.
         executable: write a static executable with the model inside as well (tvm).

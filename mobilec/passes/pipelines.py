@@ -104,6 +104,28 @@ TARGETS: dict[str, Target] = {
             "pad_depthwise",
         ),
     ),
+    "native": Target(
+        "a CPU through mobilec's own kernels: what strides and epilogues cannot do, nothing for another runtime's layout",
+        (
+            *_TIDY,
+            *_RECOGNISE,
+            *_RECOGNISE_HARD,
+            *_FOLD,
+            *_PRODUCTS,
+            "hoist_over_upsample",
+            "pool_cyclic_shifts",
+            "lower_roll",
+            "fold_relative_subtraction",
+            "straighten_channel_conv1d",
+            "merge_parallel_layers",
+            "attend_windows_channels_last",
+            "merge_duplicates",
+            "minimise_product_transposes",
+            "sink_permutations",
+            *_ARITHMETIC,
+            "activate_before_concat",
+        ),
+    ),
     "ane": Target(
         "Apple's Neural Engine through Core ML, or ONNX Runtime's Core ML provider",
         (
@@ -234,7 +256,7 @@ TARGETS: dict[str, Target] = {
         ),
     ),
 }
-DEFAULT_TARGET: dict[str, str] = {"onnx": "cpu", "coreml": "ane", "coreai": "ane", "tvm": "cpu"}
+DEFAULT_TARGET: dict[str, str] = {"onnx": "cpu", "coreml": "ane", "coreai": "ane", "tvm": "native"}
 
 
 def rule_names(target: str | None = None) -> tuple[str, ...]:

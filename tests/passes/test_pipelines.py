@@ -54,7 +54,7 @@ def test_a_name_twice_raises() -> None:
 def test_unknown_names_bring_the_closest() -> None:
     with pytest.raises(UsageError, match="no target is called 'anne'; did you mean ane\\?"):
         pipeline("anne")
-    with pytest.raises(UsageError, match="no target is called 'xyzzy'; there are cpu, ane"):
+    with pytest.raises(UsageError, match="no target is called 'xyzzy'; there are cpu, native, ane"):
         rule_names("xyzzy")
     words = r"no rule is called 'fold_batchnorm'; did you mean fold_batch_norm, fold_batch_norm_forward or"
     with pytest.raises(UsageError, match=words):

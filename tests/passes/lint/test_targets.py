@@ -30,7 +30,8 @@ def _named(vocabulary: Vocabulary) -> str:
 
 
 def test_every_target_is_known_in_onnx() -> None:
-    assert {target for target, name in vocabularies() if name == "onnx"} == set(TARGETS)
+    known = {target for target, name in vocabularies() if name == "onnx"}
+    assert known == set(TARGETS) - {"native"}  # no ONNX file goes there
     assert [pair for pair in vocabularies() if pair[1] == "mil"] == [("ane", "mil"), ("cpu", "mil")]
 
 
