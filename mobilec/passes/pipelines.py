@@ -105,7 +105,7 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "native": Target(
-        "a CPU through mobilec's own kernels: what strides and epilogues cannot do, nothing for another runtime's layout",
+        "a CPU through mobilec's own kernels: only what their strides and epilogues cannot do",
         (
             *_TIDY,
             *_RECOGNISE,
