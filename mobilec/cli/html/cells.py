@@ -34,6 +34,11 @@ def range_text(interval: Interval | None) -> str:
     return f"{render.digits(interval.low)} to {render.digits(interval.high)} ms" if interval else ""
 
 
+def bounds(interval: Interval | None) -> Cell:
+    """``1.060 to 1.100``, for a column that is called an interval."""
+    return Cell(f"{interval.low:.3f} to {interval.high:.3f}" if interval else "too few rounds")
+
+
 def interval_text(interval: Interval | None) -> str:
     """``95 % interval 1.06 to 1.10``; empty without one."""
     if interval is None:

@@ -15,10 +15,13 @@ from mobilec.latency.samples import MachineFacts, MachineState, ProfileReport, S
 def section(results: Results) -> Section:
     blocks: list[Block] = [Note(text, "warn") for text in _warnings(results)]
     commands = tuple(dict.fromkeys([*_commands(results), _report_command(results)]))
+    blocks.append(Note("The commands behind this report, with the options that the results remember:", "dim"))
     blocks.append(Listing(commands, "The commands behind this report"))
     machines = [row for number, report in enumerate(results.profiles, 1) for row in _machine(report, number, results)]
     if machines:
-        blocks.append(Table("machine", "Where and how it was timed", ("measurement", "what", "value"), tuple(machines)))
+        names = ("measurement", "what", "value")
+        spare = frozenset({0} if len(results.profiles) == 1 else ())
+        blocks.append(Table("machine", "Where and how it was timed", names, tuple(machines), spare=spare))
     tools = [
         (word(short_name(made.path)), word(name), word(version))
         for made in results.made
@@ -120,7 +123,8 @@ def _moment(before: MachineState, after: MachineState) -> Sequence[tuple[str, st
     def change(first: float | None, last: float | None, unit: str) -> str:
         if first is None or last is None:
             return ""
-        return f"{first:.3g} to {last:.3g}{unit}" if f"{first:.3g}" != f"{last:.3g}" else f"{first:.3g}{unit}"
+        told = list(dict.fromkeys((render.digits(first), render.digits(last))))
+        return f"{' to '.join(told)}{unit}"
 
     return (
         ("time", before.time),

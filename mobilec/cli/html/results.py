@@ -72,7 +72,6 @@ class Results:
     sources: tuple[str, ...]
     profiles: tuple[ProfileReport, ...] = ()
     regressions: tuple[Regression, ...] = ()
-    rooflines: tuple[dict[str, Any], ...] = ()
     validations: tuple[Validation, ...] = ()
     stages: tuple[Stages, ...] = ()
     bisections: tuple[Bisection, ...] = ()

@@ -160,7 +160,7 @@ def _rewrites(each: Made) -> list[Block]:
             number(len(item.refusals)),
             number(item.gap, render.small(item.gap)),
             word("exact" if item.budget == 0 else render.small(item.budget)),
-            number(item.after.ops - item.before.ops, f"{item.after.ops - item.before.ops:+d}"),
+            number(item.after.ops - item.before.ops, f"{item.after.ops - item.before.ops:+d}".replace("+0", "0")),
             number(item.after.macs - item.before.macs, _change(item.before.macs, item.after.macs)),
             number(
                 item.after.activation_bytes - item.before.activation_bytes,
@@ -179,12 +179,14 @@ def _rewrites(each: Made) -> list[Block]:
         for item in passes
         for refusal in item.refusals
     )
-    before, after = render.size(first.activation_bytes), render.size(last.activation_bytes)
+    sizes = (
+        (f"{first.ops} operators", f"{last.ops}"),
+        (f"{render.count(first.macs)} MACs", render.count(last.macs)),
+        (f"{render.size(first.activation_bytes)} of activations", render.size(last.activation_bytes)),
+    )
+    told = ", ".join(f"{was} became {now}" for was, now in sizes if not was.startswith(f"{now} "))
     blocks: list[Block] = [
-        Note(
-            f"{name}: {first.ops} operators became {last.ops}, {render.count(first.macs)} MACs became "
-            f"{render.count(last.macs)}, and {before} of activations became {after}."
-        ),
+        Note(f"{name}: {told or 'nothing became smaller'}."),
         Figure(
             f"Operators of {name} before and after each rewrite",
             "; ".join(f"{row.name} {row.text}" for row in spans),

@@ -9,7 +9,7 @@ from functools import partial
 
 from mobilec.cli import render
 from mobilec.cli.html import charts, plots
-from mobilec.cli.html.cells import device_of, interval_text, number, part, range_text, runtime_of, word
+from mobilec.cli.html.cells import bounds, device_of, interval_text, number, part, range_text, runtime_of, word
 from mobilec.cli.html.page import Block, Figure, Heading, Note, Section, Table, Tone
 from mobilec.cli.html.results import Results
 from mobilec.latency.samples import ArtifactProfile, Comparison, OpTable, ProfileReport
@@ -178,7 +178,7 @@ def _compared(found: Sequence[Comparison], name: str, caption: str) -> list[Bloc
             word(each.candidate),
             word(each.baseline),
             number(each.ratio, f"{each.ratio:.3f}"),
-            word(interval_text(each.interval) or "too few rounds"),
+            bounds(each.interval),
             word(each.verdict, tone=LOOKS.get(each.verdict, "")),
             number(each.rounds),
             number(each.launches),
@@ -186,11 +186,11 @@ def _compared(found: Sequence[Comparison], name: str, caption: str) -> list[Bloc
         )
         for each in found
     )
-    headers = ("artefact", "baseline", "time ratio", "interval", "verdict", "rounds", "processes", "note")
+    headers = ("artefact", "baseline", "time ratio", "95 % interval", "verdict", "rounds", "processes", "note")
     looks = (("good", "faster"), ("even", "no difference seen"), ("bad", "slower"))
     return [
         Figure(f"Time ratios: {caption.lower()}", told, partial(charts.ratios, rows), legend=looks),
-        Table(name, caption, headers, cells, frozenset({2, 5, 6})),
+        Table(name, caption, headers, cells, frozenset({2, 3, 5, 6})),
     ]
 
 
@@ -237,6 +237,7 @@ def _operators(each: Timed, table: OpTable) -> list[Block]:
             word(op.scope or op.name, code=True),
             number(op.time_us),
             part(op.share),
+            word(op.name),
         )
         for op in by_time
     )
@@ -258,11 +259,11 @@ def _operators(each: Timed, table: OpTable) -> list[Block]:
         Table(
             "operators",
             f"All operators of {each.name}, the slowest first",
-            ("artefact", "place", "operator", "where", "µs", "share"),
+            ("artefact", "place", "operator", "where", "µs", "share", "node"),
             named,
             frozenset({1, 4, 5}),
             folded=f"All {total} operators of {each.name}",
-            spare=frozenset({0}),
+            spare=frozenset({0, 6}),
         ),
     ]
 
