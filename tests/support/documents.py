@@ -10,7 +10,7 @@ from typing import Any
 
 from mobilec.export.manifest import InputSpec, Manifest, OutputSpec
 from mobilec.export.manifest_io import manifest_to_json
-from mobilec.latency.samples import ArtifactProfile, ProfileReport, Window
+from mobilec.latency.samples import ArtifactProfile, Checked, Placement, ProfileReport, Window
 from mobilec.latency.sustained import curve
 from mobilec.passes.evidence import Cost, PassEvidence, Refusal
 from mobilec.passes.lint.judge import Finding, LintReport, Partition
@@ -161,6 +161,9 @@ def folder(path: Path, name: str) -> Path:
 def everything(where: Path, name: str, *, ops: Sequence[str] = ("one", "two", "three")) -> list[Path]:
     """One file of each kind; ``name`` stands wherever a stranger's name may stand."""
     fast, slow = full(f"{name} fast", 2.0, ops=ops), full(f"{name} slow", 3.0, ops=[f"{each}'" for each in ops], seed=1)
+    slow = replace(
+        slow, checked=Checked(name, 3, 1e-6, 110.0), placement=(Placement(name, "conv", "ane", ("cpu",), 0.5),)
+    )
     found = report(fast, slow, warnings=(f"load average 9 while {name} ran",), device=f"ssh:{name}")
     return [
         profile(where / "profile.json", found),

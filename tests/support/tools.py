@@ -21,7 +21,7 @@ _PLACES = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/us
 
 
 def need(program: str) -> str:
-    """Where the program lies. Without it the test fails in continuous integration (CI is set), and is skipped elsewhere."""
+    """Where the program lies; without it the test is skipped, and fails in continuous integration (``CI`` is set)."""
     found = shutil.which(program, path=_PLACES)
     if found:
         return found

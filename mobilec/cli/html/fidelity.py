@@ -16,6 +16,8 @@ from mobilec.runtime.metrics import Rate
 from mobilec.runtime.stages import StageGap, Stages
 from mobilec.runtime.validate import Validation
 
+CHECKED = "What each device computed was compared with the reference before its times counted."
+
 
 def accuracy(results: Results, rows: Sequence[Timed]) -> Section | None:
     """Top-1 against latency where both are known, and all accuracies as a table."""
@@ -103,9 +105,10 @@ def _rate(rate: Rate) -> tuple[Cell, Cell]:
     return number(rate.value, render.percent(rate.value)), word(f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %")
 
 
-def gates(results: Results) -> Section | None:
+def gates(results: Results, rows: Sequence[Timed]) -> Section | None:
+    checked = _checked(rows)
     if not results.validations:
-        return None
+        return Section("parity", "Parity", CHECKED, checked) if checked else None
     summary: list[tuple[Cell, ...]] = []
     cells: list[tuple[Cell, ...]] = []
     told: dict[str, list[str]] = {}
@@ -158,9 +161,30 @@ def gates(results: Results) -> Section | None:
             frozenset({2}),
             folded="All gates",
         ),
+        *checked,
     ]
     lead = "Does each file compute what the PyTorch program computes that it was made from?"
     return Section("parity", "Parity", lead, tuple(blocks))
+
+
+def _checked(rows: Sequence[Timed]) -> tuple[Block, ...]:
+    """What devices computed, compared before their times counted."""
+    found = [(each, each.item.checked) for each in rows if each.item.checked is not None]
+    cells = tuple(
+        (
+            word(each.name),
+            word(each.device),
+            word(checked.against),
+            number(checked.samples),
+            number(checked.max_abs, render.small(checked.max_abs)),
+            number(checked.psnr_db, "exact" if checked.psnr_db is None else f"{checked.psnr_db:.1f}"),
+        )
+        for each, checked in found
+        if checked is not None
+    )
+    headers = ("artefact", "device", "compared with", "inferences", "largest error", "PSNR, dB")
+    caption = "Outputs on the device, compared before times counted"
+    return (Heading(caption), Table("checked", caption, headers, cells, frozenset({3, 4, 5}))) if cells else ()
 
 
 def stages(results: Results) -> Section | None:

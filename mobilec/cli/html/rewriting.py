@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,16 +11,20 @@ from mobilec.cli.html import charts
 from mobilec.cli.html.cells import number, short_name, word
 from mobilec.cli.html.page import Block, Cell, Figure, Heading, Note, Section, Table, Tone
 from mobilec.cli.html.results import FoundFixed, Judged, Linted, Made, Results
+from mobilec.cli.html.speed import Timed
 
 VERDICTS: dict[str, Tone] = {"yes": "good", "maybe": "warn", "no": "bad"}
 
 
-def partitions(results: Results) -> Section | None:
-    if not results.lints:
-        return None
+def partitions(results: Results, rows: Sequence[Timed]) -> Section | None:
     blocks: list[Block] = []
     for each in results.lints:
         blocks += [Heading(f"{short_name(each.subject)} on {each.target}"), *_linted(each)]
+    for timed in rows:
+        if timed.item.placement:
+            blocks += [Heading(f"{timed.name}, as Core ML plans it"), *_placed(timed)]
+    if not blocks:
+        return None
     lead = (
         "Which operators an accelerator takes, in how many pieces that leaves the network, and why the others leave. "
         "An estimate from published lists and limits: where each operator really runs, only the device tells."
@@ -59,6 +64,42 @@ def _linted(each: Linted) -> list[Block]:
         left = _reasons(each, each.after, "refusals-after", " after the rewrites", repaired=False)
         blocks += left or [Note("After the rewrites no operator would leave.", "good")]
     return blocks
+
+
+def _placed(timed: Timed) -> list[Block]:
+    """Where Core ML plans to run each operator, beside what was expected of it."""
+    units = Counter(each.device for each in timed.item.placement)
+    total = len(timed.item.placement)
+    bars = tuple(charts.Bar(unit, "", count, render.plural(count, "operator")) for unit, count in units.most_common())
+    cells = tuple(
+        (
+            word(timed.name),
+            word(each.op, code=True),
+            word(each.name, code=True),
+            word(each.device),
+            word(", ".join(each.supported)),
+            number(each.cost, render.percent(each.cost)),
+            word(each.expected),
+        )
+        for each in timed.item.placement
+    )
+    headers = ("artefact", "operator", "name", "runs on", "could run on", "cost", "expected to leave because")
+    return [
+        Figure(
+            f"Compute units of {timed.name}",
+            "; ".join(f"{bar.name} {bar.text}" for bar in bars),
+            partial(charts.bars, bars, whole=float(total)),
+        ),
+        Table(
+            "placement",
+            f"Where Core ML plans to run the operators of {timed.name}",
+            headers,
+            cells,
+            frozenset({5}),
+            folded=f"All {total} operators",
+            spare=frozenset({0}),
+        ),
+    ]
 
 
 def _form(each: Linted, name: str, report: Judged) -> tuple[Cell, ...]:

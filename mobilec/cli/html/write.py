@@ -23,11 +23,11 @@ def make_page(results: Results, title: str = "") -> Page:
         speed.latency(rows),
         speed.comparisons(results),
         fidelity.accuracy(results, rows),
-        fidelity.gates(results),
+        fidelity.gates(results, rows),
         fidelity.stages(results),
         speed.operators(rows),
         speed.sustained(rows),
-        rewriting.partitions(results),
+        rewriting.partitions(results, rows),
         rewriting.rewrites(results),
         circumstances.section(results),
     )

@@ -43,6 +43,13 @@ def test_everything_has_its_section(run: Callable, out: Path, tmp_path: Path) ->
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(names)
 
 
+def test_what_devices_tell_is_shown(run: Callable, out: Path, tmp_path: Path) -> None:
+    done = run("report", documents.everything(tmp_path, "net")[0], "-o", out, "--json")
+    tables = {table["name"]: table["rows"] for section in done.document["sections"] for table in section["tables"]}
+    assert tables["checked"][0][2:] == ["net", 3, 1e-6, 110.0]
+    assert tables["placement"][0][1:6] == ["conv", "net", "ane", "cpu", 0.5]
+
+
 def test_sections_without_anything_to_say_are_left_out(run: Callable, out: Path, tmp_path: Path) -> None:
     said(run, out, documents.lint(tmp_path / "lint.json", "net"))
     assert re.findall(r'<section id="([a-z]+)"', out.read_text()) == ["partitions", "again"]
