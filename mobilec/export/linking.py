@@ -41,7 +41,8 @@ def link_library(executable: Any, file: Path, cpu: Cpu, scratch: Path) -> None:
 
     def link(target: str, objects: Sequence[str], **_: Any) -> None:
         # The objects ask for nothing but what the runtime that loads them has: no library is named.
-        run_zig(["cc", "-target", zig_target(cpu), "-shared", "-nostdlib", "-o", target, *objects], scratch)
+        places = [str(Path(each).resolve()) for each in (target, *objects)]
+        run_zig(["cc", "-target", zig_target(cpu), "-shared", "-nostdlib", "-o", *places], scratch)
 
     executable.export_library(str(file), fcompile=link, workspace_dir=str(scratch))
 
@@ -60,10 +61,18 @@ def zig(why: str, otherwise: str = "") -> list[str]:
 
 
 def run_zig(arguments: Sequence[str], scratch: Path) -> None:
-    """Raises ExportError with zig's first complaint. What it keeps for next time goes where the user keeps such."""
-    environment: Mapping[str, str] = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(scratch / "zig")}
+    """Run zig in ``scratch``, so that paths are absolute or relative to that.
+
+    What it keeps for next time, C libraries above all, lies where the user keeps such things; zig looks for it by where
+    zig itself lies, seen from where it runs, which must therefore never be a folder around it.
+
+    Raises ExportError with zig's first complaint.
+    """
+    environment: Mapping[str, str] = {**os.environ, "ZIG_LOCAL_CACHE_DIR": "zig"}
     command = [*zig("linking needs zig"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, cwd=scratch, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         said = done.stderr.strip()
         lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or ["no reason given"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mobilec.export.request import WriteRequest
 
 EXECUTABLE = "model"
-_RUNNER = Path(__file__).parent / "runner"
+_RUNNER = Path(__file__).resolve().parent / "runner"
 _SPARE = 64  # bytes behind the weights, so that the last ones end no page
 _SOURCES = ("main.c", "model.c", "pool.c", "facts.c", "json.c")
 _FLAGS = ("-static", "-O2", "-std=gnu11", "-fno-sanitize=all", "-s")
@@ -59,18 +59,18 @@ def write_executable(executable: Any, calls: Calls, request: WriteRequest, cpu: 
     (scratch / "weights.bin").write_bytes(calls.weights + bytes(_SPARE))
     (scratch / "weights.S").write_text(_WEIGHTS, encoding="ascii")
     (scratch / "plan.c").write_text(plan_source(calls, request, cpu), encoding="ascii")
-    sources = [str(_RUNNER / name) for name in _SOURCES] + [str(scratch / name) for name in ("plan.c", "weights.S")]
-    folders = [f"-I{folder}" for folder in (_RUNNER, *_headers(), scratch)]
+    sources = [*(str(_RUNNER / name) for name in _SOURCES), "plan.c", "weights.S"]
+    folders = [f"-I{folder}" for folder in (_RUNNER, *_headers(), ".")]
     # Not for the kernels' CPU: the program itself must start on any, to say what is missing.
     target = ["cc", "-target", zig_target(cpu, "musl")]
-    run_zig([*target, *_FLAGS, *folders, "-o", str(request.folder / EXECUTABLE), *sources, *objects], scratch)
+    run_zig([*target, *_FLAGS, *folders, "-o", str(request.folder.resolve() / EXECUTABLE), *sources, *objects], scratch)
 
 
 def _kernels(executable: Any, scratch: Path) -> list[str]:
     found = []
     for at, module in enumerate(each for each in executable.mod.imports if each.kind == "llvm"):
-        found.append(str(scratch / f"kernels{at}.o"))
-        module.write_to_file(found[-1])
+        found.append(f"kernels{at}.o")
+        module.write_to_file(str(scratch / found[-1]))
     return found
 
 

@@ -10,25 +10,22 @@ import json
 import os
 import secrets
 import sqlite3
-import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mobilec import __version__
-from mobilec.errors import DataError, MobilecError
+from mobilec.errors import DataError
+from mobilec.export.database import Kind, data_folder, opened
 from mobilec.export.manifest import Manifest
 from mobilec.latency.samples import ArtifactProfile, ProfileReport
 from mobilec.latency.saved import MAX_BYTES, parse_document, read_as, read_profile
 
 VARIABLE = "MOBILEC_HISTORY"  # a file, or "off"
 OFF = "off"
-APPLICATION_ID = 0x6D6F6263  # "mobc" in the file's header: the history is nobody else's database
-SCHEMA_VERSION = 1
-BUSY_SECS = 30.0  # a writer waits so long for another
 _HINT = "move it away, name another with --history, or switch it off with --no-history"
 _COLUMNS = (
     *("id", "run", "time", "label", "model", "backend", "precision", "target", "model_sha256", "engine", "threads"),
@@ -44,6 +41,7 @@ CREATE TABLE entries (
 );
 CREATE INDEX entries_by_model ON entries (model, device, id);
 """
+_KIND = Kind("history", 0x6D6F6263, 1, _SCHEMA, _HINT, "name another with --history")
 
 
 @dataclass(frozen=True)
@@ -83,14 +81,7 @@ def default_place() -> Path | None:
     named = os.environ.get(VARIABLE, "")
     if named:
         return None if named.lower() == OFF else Path(named).expanduser()
-    home = Path.home()
-    if sys.platform == "darwin":
-        base = home / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return base / "mobilec" / "history.sqlite"
+    return data_folder() / "history.sqlite"
 
 
 def check_place(place: Path) -> None:
@@ -180,56 +171,5 @@ def read_entry(place: Path, number: int) -> tuple[dict[str, Any], ProfileReport]
     return document, read_profile(document, where)
 
 
-@contextmanager
-def _opened(place: Path, *, write: bool) -> Iterator[sqlite3.Connection]:
-    """The history, inside one transaction that is kept only if nothing goes wrong."""
-    try:
-        if write:
-            place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() and not place.is_file():
-            raise DataError(f"{place} is no regular file, so it cannot be the history", hint=_HINT)
-        # Even a reader may have to roll back what a writer left that was killed; from a read-only place it cannot.
-        mode = "rwc" if write else "rw" if os.access(place, os.W_OK) else "ro"
-        uri = f"{place.resolve().as_uri()}?mode={mode}"
-        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECS, isolation_level=None)) as database:
-            database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            _check_schema(database, place, write)
-            yield database
-            database.execute("COMMIT")
-    except OSError as error:
-        raise MobilecError(f"{place}: the history cannot be written: {error.strerror}", hint=_HINT) from error
-    except sqlite3.Error as error:
-        raise _told(error, place) from error
-
-
-def _check_schema(database: sqlite3.Connection, place: Path, write: bool) -> None:
-    """Make the tables in a new file; refuse a file that is not ours, or newer than this version."""
-    (application,) = database.execute("PRAGMA application_id").fetchone()
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if (application, version, tables) == (0, 0, 0):
-        if not write:
-            raise DataError(f"{place} is an empty file, not a history", hint=_HINT)
-        for statement in _SCHEMA.strip().split(";\n"):
-            database.execute(statement)
-        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif application != APPLICATION_ID:
-        raise DataError(f"{place} is a database, but not mobilec's history", hint=_HINT)
-    elif version != SCHEMA_VERSION:
-        raise DataError(
-            f"{place}: the history has schema version {version}, this mobilec knows {SCHEMA_VERSION}",
-            hint="update mobilec, or name another with --history" if version > SCHEMA_VERSION else _HINT,
-        )
-
-
-def _told(error: sqlite3.Error, place: Path) -> MobilecError:
-    text = str(error)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or "no such" in text:
-        return DataError(f"{place} is no history, or a damaged one ({text})", hint=_HINT)
-    if code == sqlite3.SQLITE_BUSY:
-        return MobilecError(f"{place}: another process has held the history for {BUSY_SECS:g} s", hint="try again")
-    if code == sqlite3.SQLITE_FULL:
-        return MobilecError(f"{place}: no space left for the history", hint="free some, or name another with --history")
-    return MobilecError(f"{place}: the history cannot be used ({text})", hint=_HINT)
+def _opened(place: Path, *, write: bool) -> AbstractContextManager[sqlite3.Connection]:
+    return opened(_KIND, place, write=write)

@@ -107,7 +107,7 @@ def test_writers_at_the_same_time_lose_nothing(place: Path) -> None:
 
 def test_a_writer_that_waits_too_long_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(report(artefact("a", 1.0)), place)
-    monkeypatch.setattr(history, "BUSY_SECS", 0.05)
+    monkeypatch.setattr("mobilec.export.database.BUSY_SECS", 0.05)
     other = sqlite3.connect(place, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(MobilecError, match="another process has held the history"):
