@@ -94,7 +94,9 @@ class _Connection:
             while True:
                 command, first, second, data = self._receive()
                 if command == b"CNXN":
-                    banner = f"device::ro.product.name=standin;ro.product.model=Stand_in;features={self._device.features}"
+                    banner = (
+                        f"device::ro.product.name=standin;ro.product.model=Stand_in;features={self._device.features}"
+                    )
                     self.send(b"CNXN", VERSION, LARGEST, banner.encode())
                 elif command == b"OPEN":
                     self._open(first, data.rstrip(b"\0").decode())

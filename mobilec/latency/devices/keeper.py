@@ -11,6 +11,7 @@ off, say) is taken over, with everything in it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import getpass
 import os
@@ -37,14 +38,13 @@ keep() {
   umask 077
   folder=$1/mobilec-session
   keeper_of() { cat "$folder/pid" 2>/dev/null; }
-  alive() { case $1 in ''|*[!0-9]*) return 1;; esac
-    tr '\\0' ' ' < "/proc/$1/cmdline" 2>/dev/null | grep -q mobilec-keeper; }
+  running="$1/mobilec-[s]ession/"
+  alive() { case $1 in ''|*[!0-9]*) return 1;; esac; grep -qs mobilec-keeper "/proc/$1/cmdline"; }
   owner_ends() {
     [ "$(keeper_of)" = "$$" ] || return 0
-    for process in /proc/[0-9]*; do
-      id=${process#/proc/}
-      [ "$id" = "$$" ] && continue
-      if tr '\\0' ' ' < "$process/cmdline" 2>/dev/null | grep -q "$folder/"; then kill -9 "$id" 2>/dev/null; fi
+    for process in $(grep -ls "$running" /proc/[0-9]*/cmdline); do
+      process=${process#/proc/}
+      kill -9 "${process%/cmdline}" 2>/dev/null
     done
     rm -rf "$folder"
   }
@@ -68,8 +68,8 @@ keep() {
   rm -f "$folder/probe"
   echo 'mobilec ready'
   while IFS= read -r line; do :; done
-  trap - EXIT
   owner_ends
+  trap - EXIT
   echo 'mobilec gone'
 }
 keep "$2"  # the first argument is there to be found in the list of processes
@@ -153,6 +153,7 @@ class Keeper:
         except BaseException:
             self._drop()
             raise
+        self._let_end()
         self._drop()
         return _Refusal(word, told(holder))
 
@@ -226,6 +227,13 @@ class Keeper:
         finally:
             self._drop()
         return gone
+
+    def _let_end(self) -> None:
+        """After a refusal the keeper tidies up and ends by itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._timeout_secs)
 
     def _drop(self) -> None:
         end(self._process)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from mobilec.errors import BackendError, BackendUnavailable
 
@@ -110,7 +112,10 @@ def run(
 
 
 def run_local(command: Sequence[str], name: str, *, feed: bytes | IO[bytes] = b"", timeout_secs: float) -> Done:
-    """Run a local program to its end, and everything it started with it. ``name``: for messages. Raises as ``run``."""
+    """Run a local program to its end, and everything it started with it. ``name``: for messages. Raises as ``run``.
+
+    ``feed`` as bytes must fit into a pipe; a file may be of any size.
+    """
     try:
         process = subprocess.Popen(
             list(command),
@@ -122,11 +127,34 @@ def run_local(command: Sequence[str], name: str, *, feed: bytes | IO[bytes] = b"
     except OSError as error:
         raise BackendUnavailable(f"{name}: {command[0]}: {error.strerror}", hint="`mobilec doctor`") from error
     try:
-        output, errors = process.communicate(feed if isinstance(feed, bytes) else None, timeout=timeout_secs)
-    except subprocess.TimeoutExpired:
-        raise BackendError(
-            f"{name} gave no answer for {timeout_secs:g} s", hint="its shell hangs, or the line is very slow"
-        ) from None
+        if process.stdin is not None and isinstance(feed, bytes):
+            with contextlib.suppress(BrokenPipeError):  # how it ended is told below
+                process.stdin.write(feed)
+                process.stdin.close()
+        output, errors = _read_all(process, name, time.monotonic() + timeout_secs, timeout_secs)
+        status = process.wait(_REAP_SECS)
     finally:
         end(process)
-    return Done(process.returncode, output[:_MOST_OUTPUT], errors.decode(errors="replace").strip()[-_LAST_WORDS:])
+    return Done(status, output, errors[-_LAST_WORDS:].decode(errors="replace").strip())
+
+
+def _read_all(process: subprocess.Popen[bytes], name: str, deadline: float, timeout_secs: float) -> tuple[bytes, bytes]:
+    """Output and error output until both end. Raises BackendError when that takes too long, or there is too much."""
+    kept: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for stream in kept:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise BackendError(
+                    f"{name} gave no answer for {timeout_secs:g} s", hint="its shell hangs, or the line is very slow"
+                )
+            for key, _ in ready:
+                piece = os.read(key.fd, 1 << 16)
+                kept[key.fileobj] += piece
+                if not piece:
+                    selector.unregister(key.fileobj)
+                if len(kept[key.fileobj]) > _MOST_OUTPUT:
+                    raise BackendError(f"{name} talks without end: {told(bytes(kept[key.fileobj][:60]))!r}")
+    return bytes(kept[process.stdout]), bytes(kept[process.stderr])
