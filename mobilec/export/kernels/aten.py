@@ -25,6 +25,7 @@ from mobilec.export.kernels.values import (
     order_of,
     permute,
     reshape,
+    steps_of,
 )
 
 if TYPE_CHECKING:
@@ -196,6 +197,8 @@ def _even_split(node: Node, value: Value, axis: int) -> tuple[Value, ...]:
 def _nearest(value: Value, shape: tuple[int, ...]) -> Value:
     """Rows and columns repeated: result i reads floor(i * old / new), as PyTorch does."""
     old = value.shape
+    if old[2] in (1, shape[2]) and old[3] in (1, shape[3]):
+        return expand(value, shape)
 
     def where(index: Any) -> list[Any]:
         spots = [
@@ -205,7 +208,7 @@ def _nearest(value: Value, shape: tuple[int, ...]) -> Value:
         return [index[0], index[1], *spots]
 
     kept = {axis: axis for axis in range(4) if old[axis] == shape[axis]}
-    return Gathered(value, shape, where, kept)
+    return Gathered(value, shape, where, kept, steps_of(value))
 
 
 def _flip(node: Node, value: Value, axes: list[int]) -> Value:
@@ -214,7 +217,8 @@ def _flip(node: Node, value: Value, axes: list[int]) -> Value:
     def where(index: Any) -> list[Any]:
         return [value.shape[a] - 1 - i if a in flipped else i for a, i in enumerate(index)]
 
-    return Gathered(value, value.shape, where, {a: a for a in range(len(value.shape)) if a not in flipped})
+    kept = {a: a for a in range(len(value.shape)) if a not in flipped}
+    return Gathered(value, value.shape, where, kept, steps_of(value))
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------

@@ -63,12 +63,14 @@ class Gathered:
     Attributes:
         where: own index -> the source's index.
         axes: own axis -> the source's axis, for those along which neighbours stay neighbours.
+        steps: how far apart neighbours lie about, axis by axis, to choose an order by; empty: as in row-major order.
     """
 
     source: Value
     shape: Shape
     where: Callable[[Sequence[Expr]], list[Expr]]
     axes: dict[int, int] = field(default_factory=dict)
+    steps: Shape = ()
 
     @property
     def dtype(self) -> str:
@@ -97,23 +99,25 @@ def contiguous(memory: Memory, shape: Sequence[int], order: Sequence[int] | None
 
 def order_of(value: Value) -> tuple[int, ...]:
     """Axes from the slowest to the fastest, as the largest tensor in memory below ``value`` has them."""
-    tensors = [leaf for leaf in aligned(value) if len(leaf.shape) == len(value.shape)]
-    best = max(tensors, key=lambda leaf: _distinct(leaf), default=None)
+    steps = steps_of(value)
     axes = range(len(value.shape))
-    if best is None:
-        return tuple(axes)
-    return tuple(sorted(axes, key=lambda axis: (-best.strides[axis] if best.shape[axis] > 1 else 0, axis)))
+    return tuple(sorted(axes, key=lambda axis: (-steps[axis] if value.shape[axis] > 1 else 0, axis)))
 
 
-def _distinct(leaf: Stored) -> int:
-    return math.prod(n for n, step in zip(leaf.shape, leaf.strides, strict=True) if step)
-
-
-def aligned(value: Value) -> list[Stored]:
-    """The tensors whose axes are the value's own axes."""
+def steps_of(value: Value) -> Shape:
+    """How far apart neighbours lie in memory, axis by axis: exactly, or about where no strides describe that."""
     if isinstance(value, Stored):
-        return [value]
-    return [leaf for part in value.operands for leaf in aligned(part)] if isinstance(value, Map) else []
+        return value.strides
+    if isinstance(value, Map):
+        found = [steps_of(part) for part in value.operands if not isinstance(part, Hole)]
+        if not found:
+            return row_major(value.shape)
+        return max(found, key=lambda steps: math.prod(n for n, step in zip(value.shape, steps, strict=True) if step))
+    return (value.steps if isinstance(value, Gathered) else ()) or row_major(value.shape)
+
+
+def row_major(shape: Shape) -> Shape:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def leaves(value: Value) -> list[Stored]:
@@ -143,7 +147,8 @@ def permute(value: Value, axes: Sequence[int]) -> Value:
     if isinstance(value, Hole):
         return replace(value, shape=shape)
     back = [list(axes).index(axis) for axis in range(len(axes))]
-    return Gathered(value, shape, lambda index: [index[axis] for axis in back], dict(enumerate(axes)))
+    steps = tuple(steps_of(value)[axis] for axis in axes)
+    return Gathered(value, shape, lambda index: [index[axis] for axis in back], dict(enumerate(axes)), steps)
 
 
 def expand(value: Value, shape: Sequence[int]) -> Value:
@@ -168,6 +173,7 @@ def expand(value: Value, shape: Sequence[int]) -> Value:
         shape,
         lambda index: [0 if a in repeated else index[a + missing] for a in range(len(value.shape))],
         kept_axes,
+        tuple(steps_of(value)[kept_axes[a]] if a in kept_axes else 0 for a in range(len(shape))),
     )
 
 
@@ -186,7 +192,8 @@ def cut(value: Value, axis: int, start: int, stop: int, step: int = 1) -> Value:
     def where(index: Sequence[Expr]) -> list[Expr]:
         return [i * step + start if a == axis else i for a, i in enumerate(index)]
 
-    return Gathered(value, shape, where, {a: a for a in range(len(shape)) if a != axis or step == 1})
+    steps = tuple(near * (step if a == axis else 1) for a, near in enumerate(steps_of(value)))
+    return Gathered(value, shape, where, {a: a for a in range(len(shape)) if a != axis or step == 1}, steps)
 
 
 def reshape(value: Value, shape: Sequence[int]) -> Value:
@@ -218,7 +225,12 @@ def reshape(value: Value, shape: Sequence[int]) -> Value:
         return found
 
     neighbours = {ours[-1]: theirs[-1] for ours, theirs in _groups(shape, old) if ours and len(theirs) == 1}
-    return Gathered(value, shape, where, neighbours)
+    steps, theirs_apart = [0] * len(shape), steps_of(value)
+    for ours, theirs in _groups(shape, old):
+        near = min((theirs_apart[axis] for axis in theirs if old[axis] > 1), default=0)
+        for position, axis in enumerate(ours):
+            steps[axis] = near * math.prod(shape[after] for after in ours[position + 1 :])
+    return Gathered(value, shape, where, neighbours, tuple(steps))
 
 
 def view_strides(old: Shape, strides: Shape, new: Shape) -> Shape | None:
