@@ -11,7 +11,6 @@ import numpy as np
 from mobilec.errors import ExportError
 from mobilec.export.kernels import attention, products, rows, windows
 from mobilec.export.kernels.lowering import Context, Found, Pending
-from mobilec.export.kernels.tiles import choose_tile
 from mobilec.export.kernels.values import Hole, Map, Stored, Value, cut, expand, order_of, permute, reshape
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def _convolution(
 
         return Pending(f"depthwise_{name}", (source, weights), shape, CHANNELS_LAST, tree, depthwise)
     per = outs // groups
-    tile = choose_tile(shape[3], per, high * wide * ins, cpu)
+    tile = context.tiles.choose(name, shape[3], per, high * wide * ins)
     packed = [
         context.program.constant(products.pack(filters[g * per : (g + 1) * per].transpose(2, 3, 1, 0), tile))
         for g in range(groups)
@@ -155,7 +154,7 @@ def _rows_product(context: Context, name: str, image: Value, weight: np.ndarray,
         pixels = reshape(permute(copied, CHANNELS_LAST), (batch * height * width, channels))
         assert isinstance(pixels, Stored)
     count, outs = pixels.shape[0], weight.shape[1]
-    tile = choose_tile(count, outs, channels, context.cpu)
+    tile = context.tiles.choose(name, count, outs, channels)
     packed = context.program.constant(products.pack(weight, tile))
 
     def write(tree: Value, target: Stored) -> Any:
@@ -179,7 +178,8 @@ def _linear(context: Context, node: Node, x: Node, weight: np.ndarray, bias: Any
     if not isinstance(left, Stored):
         left = reshape(context.write(context.stored(x), order=range(len(shape_of(x)))), (count, weight.shape[0]))
         assert isinstance(left, Stored)
-    tile = choose_tile(count, shape[-1], weight.shape[0], context.cpu)
+    name = f"linear_{weight.shape[0]}_to_{weight.shape[1]}_of_{count}"
+    tile = context.tiles.choose(name, count, shape[-1], weight.shape[0])
     packed = context.program.constant(products.pack(weight, tile))
     rows_of = left
 
@@ -188,7 +188,6 @@ def _linear(context: Context, node: Node, x: Node, weight: np.ndarray, bias: Any
         return products.product(rows_of, packed, tile, flat[0], flat[1])  # type: ignore[arg-type]
 
     tree = with_bias(context, shape, bias, len(shape) - 1)
-    name = f"linear_{weight.shape[0]}_to_{weight.shape[1]}_of_{count}"
     return Pending(name, (left, packed), shape, tuple(range(len(shape))), tree, write)
 
 

@@ -16,6 +16,7 @@ from mobilec.errors import ExportError
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.pointwise import pointwise
 from mobilec.export.kernels.program import Program
+from mobilec.export.kernels.tiles import Tiles
 from mobilec.export.kernels.values import (
     Map,
     Stored,
@@ -59,11 +60,12 @@ class Context:
     """What the lowering of an operator works with.
 
     Attributes:
-        found: results so far; a tuple where an operator has several.
+        tiles: chooses those of products. found: results so far; a tuple where an operator has several.
     """
 
     program: Program
     cpu: Cpu
+    tiles: Tiles
     found: dict[Node, Any] = field(default_factory=dict)
     constants: dict[Node, np.ndarray] = field(default_factory=dict)
 
@@ -145,8 +147,11 @@ class Context:
         return self.write(tree) if len(node.users) > 1 else tree
 
 
-def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str]) -> Any:
+def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str], tiles: Tiles | None = None) -> Any:
     """The Relax module of a program with fixed shapes.
+
+    Args:
+        names: of the inputs. tiles: where some were measured; by their cost without.
 
     Raises ExportError for operators without a kernel, and for types other than float32.
     """
@@ -162,7 +167,7 @@ def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str]) -> Any:
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     stored |= getattr(signature, "inputs_to_lifted_tensor_constants", {})
     with Program(cpu, shapes) as building, torch.no_grad():
-        context = Context(building, cpu)
+        context = Context(building, cpu, tiles or Tiles(cpu))
         context.found.update(zip(given, building.inputs(), strict=True))
         for name, target in stored.items():
             context.constants[nodes[name]] = tensors[target].detach().contiguous().numpy()

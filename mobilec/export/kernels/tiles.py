@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -32,21 +33,54 @@ class Tile:
         return [self.columns[at : at + self.vectors] for at in range(0, len(self.columns), self.vectors)]
 
 
-@cache
+@dataclass(frozen=True)
+class Product:
+    """What a tile is chosen for: ``rows`` x ``columns`` results over ``depth`` terms, in the kernel of that name."""
+
+    kernel: str
+    rows: int
+    columns: int
+    depth: int
+
+
+class Tiles:
+    """Chooses a tile for each product, and remembers for which."""
+
+    def __init__(self, cpu: Cpu, measured: Mapping[Product, tuple[int, int]] | None = None) -> None:
+        """``measured``: (rows, vectors) of tiles to take instead of the cheapest; those that do not fit are not."""
+        self.chosen: dict[Product, Tile] = {}
+        self._cpu = cpu
+        self._measured = measured or {}
+
+    def choose(self, kernel: str, rows: int, columns: int, depth: int) -> Tile:
+        product = Product(kernel, rows, columns, depth)
+        tile = choose_tile(rows, columns, depth, self._cpu)
+        wanted = self._measured.get(product)
+        if wanted is not None:
+            known = {(each.rows, each.vectors): each for each in tiles_by_cost(rows, columns, depth, self._cpu)}
+            tile = known.get(wanted, tile)
+        self.chosen[product] = tile
+        return tile
+
+
 def choose_tile(rows: int, columns: int, depth: int, cpu: Cpu) -> Tile:
     """The cheapest tile for a product of ``rows`` x ``columns`` results over ``depth`` terms."""
+    return tiles_by_cost(rows, columns, depth, cpu)[0]
+
+
+@cache
+def tiles_by_cost(rows: int, columns: int, depth: int, cpu: Cpu) -> tuple[Tile, ...]:
+    """All tiles that the registers hold, the cheapest first."""
     across = tuple(pieces(columns, cpu.lanes))
-    best: tuple[float, int, int] | None = None
+    found: list[tuple[float, Tile]] = []
     for vectors in range(1, min(4, len(across)) + 1):
         highest = min(cpu.accumulators // vectors, (cpu.accumulators + BESIDE - vectors) // vectors)
         for height in range(1, min(rows, highest) + 1):
             widths = [vectors] * (len(across) // vectors) + ([len(across) % vectors] if len(across) % vectors else [])
             heights = ((rows // height, height), (1, rows % height))
             cost = sum(n * _cost(h, v, depth, cpu) for n, h in heights if h for v in widths)
-            if best is None or cost < best[0]:
-                best = (cost, height, vectors)
-    assert best is not None
-    return Tile(best[1], best[2], across)
+            found.append((cost, Tile(height, vectors, across)))
+    return tuple(tile for _, tile in sorted(found, key=lambda pair: pair[0]))
 
 
 def _cost(rows: int, vectors: int, depth: int, cpu: Cpu) -> float:
