@@ -78,6 +78,8 @@ def test_hostile_names_are_data(place: Path) -> None:
     assert len(entries(place)) == 1
 
 
+TESTS = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
 WRITER = """
 import sys
 from pathlib import Path
@@ -90,12 +92,8 @@ for _ in range(10):
 
 
 def test_writers_at_the_same_time_lose_nothing(place: Path) -> None:
-    tests = Path(__file__).resolve().parent.parent
-    paths = os.pathsep.join([str(tests.parent), str(tests)])
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(place), name], env={**os.environ, "PYTHONPATH": paths})
-        for name in "abc"
-    ]
+    words = [sys.executable, "-c", WRITER, str(place)]
+    writers = [subprocess.Popen([*words, name], env=ENVIRONMENT) for name in "abc"]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
     found = entries(place, limit=1000)
     assert len(found) == 60
@@ -181,6 +179,32 @@ def test_a_place_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MobilecError, match="the history cannot be written"):
         record(report(artefact("a", 1.0)), tmp_path / "file" / "history.sqlite")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from mobilec.errors import MobilecError
+from mobilec.latency.history import record
+from support.results import artefact, report
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+place = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (place.stat().st_size, resource.RLIM_INFINITY))
+try:
+    record(report(*(artefact(str(index), 1.0, seed=index) for index in range(9))), place)
+except MobilecError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_clear_line_and_what_was_kept_stays(place: Path) -> None:
+    record(report(artefact("a", 1.0)), place)
+    done = subprocess.run([sys.executable, "-c", FULL, str(place)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.startswith(f"{place}: ")
+    assert [each.label for each in entries(place)] == ["a"]
+    assert read_entry(place, 1)[1] == report(artefact("a", 1.0))
 
 
 @pytest.mark.parametrize("document", [b"no zlib", b"", None, 7])
