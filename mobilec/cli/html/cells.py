@@ -31,7 +31,12 @@ def yes_no(yes: bool, good: str, bad: str) -> Cell:
 
 def range_text(interval: Interval | None) -> str:
     """``0.889 to 0.917 ms``; empty without an interval."""
-    return f"{render.digits(interval.low)} to {render.digits(interval.high)} ms" if interval else ""
+    if interval is None:
+        return ""
+    low, high = (render.digits(end) for end in (interval.low, interval.high))
+    if low == high:
+        low, high = (render.digits(end, 5) for end in (interval.low, interval.high))
+    return f"{low} to {high} ms"
 
 
 def bounds(interval: Interval | None) -> Cell:

@@ -37,7 +37,7 @@ def accuracy(results: Results, rows: Sequence[Timed]) -> Section | None:
     elif rows:
         blocks.append(Note("None of the artefacts with an accuracy was timed here, so they cannot be set against it."))
     cells: list[tuple[Cell, ...]] = []
-    latency = {(point.name): point.latency_ms for point in points}
+    latency = {each.artefact: row.item.latency.median_ms for each in measured for row in rows[::-1] if _same(each, row)}
     for each in measured:
         found = each.accuracy
         assert found is not None
@@ -52,19 +52,19 @@ def accuracy(results: Results, rows: Sequence[Timed]) -> Section | None:
                 number(found.top1_reference.value, render.percent(found.top1_reference.value)),
                 number(found.top5_artefact.value, render.percent(found.top5_artefact.value)),
                 number(found.agreement.value, render.percent(found.agreement.value)),
-                number(latency.get(name)),
+                number(latency.get(each.artefact)),
             )
         )
     headers = (
         *("artefact", "runtime", "precision", "images", "top-1", "95 % interval", "top-1 of PyTorch", "top-5"),
-        *("same class as PyTorch", "median, ms"),
+        *("agreement", "median, ms"),
     )
     caption = "Accuracy of each artefact and of the PyTorch reference"
-    blocks.append(Table("accuracy", caption, headers, tuple(cells), frozenset(range(3, 10))))
+    blocks.append(Table("accuracy", caption, headers, tuple(cells), frozenset(range(3, 10)), spare=frozenset({7})))
     datasets = ", ".join(dict.fromkeys(short_name(each.accuracy.data) for each in measured if each.accuracy))
-    lead = f"On the images of {datasets}. Up and left is better; the line joins what nothing else here beats."
-    if not points:
-        lead = f"On the images of {datasets}."
+    lead = f"On the images of {datasets}. Agreement is the share of images on which PyTorch chooses the same class."
+    if points:
+        lead += " In the chart, up and left is better; the line joins what nothing else here beats."
     return Section("accuracy", "Accuracy", lead, tuple(blocks))
 
 
@@ -77,10 +77,9 @@ def _points(measured: Sequence[Validation], rows: Sequence[Timed]) -> tuple[plot
                 if rate.value is not None:
                     found.append((each, row, rate, rate.value))
     best = plots.front([(row.item.latency.median_ms, share) for _, row, _, share in found])
-    several = len({row.device for _, row, _, _ in found}) > 1
     return tuple(
         plots.Point(
-            name=f"{short_name(each.artefact)} on {row.device}" if several else short_name(each.artefact),
+            name=row.name,
             latency_ms=row.item.latency.median_ms,
             share=share,
             low=rate.low,
@@ -88,7 +87,7 @@ def _points(measured: Sequence[Validation], rows: Sequence[Timed]) -> tuple[plot
             series=row.series % SERIES,
             best=winning,
         )
-        for (each, row, rate, share), winning in zip(found, best, strict=True)
+        for (_, row, rate, share), winning in zip(found, best, strict=True)
     )
 
 

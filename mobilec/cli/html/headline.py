@@ -28,8 +28,8 @@ def subtitle(results: Results, rows: Sequence[Timed]) -> str:
     parts = []
     if rows:
         runs = f"{sum(each.item.latency.runs for each in rows):,}".replace(",", " ")
-        engines = ", ".join(dict.fromkeys(runtime_of(each.item) for each in rows[:6]))
-        parts.append(f"{render.plural(len(rows), 'artefact')} timed in {runs} runs ({engines})")
+        engines = ", ".join(dict.fromkeys(each.item.engine for each in rows[:MOST]))
+        parts.append(f"{render.plural(len(rows), 'artefact')} timed in {runs} runs by {engines}")
     if results.validations:
         parts.append(f"{len(results.validations)} validated")
     if results.lints:
@@ -62,13 +62,7 @@ def verdicts(results: Results, rows: Sequence[Timed]) -> tuple[Verdict, ...]:
         else:
             found.append(Verdict(f"{name}: the first stage that differs is {stages.failing}.", "bad"))
     found += [_lint(each) for each in results.lints[:MOST]]
-    for each in rows:
-        curve = each.item.sustained
-        if curve is not None:
-            after = f"over {curve.secs / 60:g} minutes without a pause it {curve.verdict}"
-            if curve.verdict.startswith("too"):
-                after = f"{curve.verdict} whether it throttles over {curve.secs / 60:g} minutes"
-            found.append(Verdict(f"{each.name}: {after}.", COURSES.get(curve.verdict, "warn")))
+    found += _sustained(rows)
     warnings = {warning for report in results.profiles for warning in report.warnings}
     if warnings:
         text = "1 warning makes" if len(warnings) == 1 else f"{len(warnings)} warnings make"
@@ -84,11 +78,10 @@ def tiles(results: Results, rows: Sequence[Timed]) -> tuple[Tile, ...]:
         stats = best.item.latency
         detail = best.name + (f", {range_text(stats.median_interval)}" if stats.median_interval else "")
         found.append(Tile("Median latency" if len(rows) == 1 else "Fastest median", render.ms(stats.median_ms), detail))
-    clear = [each for report in results.profiles for each in report.comparisons if each.verdict == "faster"]
-    if clear:
-        best_ratio = min(clear, key=lambda each: each.ratio)
-        detail = f"{best_ratio.candidate} against {best_ratio.baseline}"
-        found.append(Tile("Speed-up", f"{1 / best_ratio.ratio:.2f}×", detail, "good"))
+    faster = _faster(results)
+    if faster:
+        times, winner, other = max(faster)
+        found.append(Tile("Speed-up", f"{times:.2f}×", f"{winner} against {other}", "good"))
     scored = [each for each in results.validations if each.accuracy is not None]
     rates = [(each, each.accuracy.top1_artefact.value) for each in scored if each.accuracy is not None]
     known = [(each, value) for each, value in rates if value is not None]
@@ -122,13 +115,39 @@ def _models(results: Results) -> list[str]:
 
 def _comparison(each: Comparison) -> Verdict:
     spread = f", {interval_text(each.interval)}" if each.interval else ""
-    if each.verdict == "faster":
-        text = f"{each.candidate} is faster than {each.baseline}: {each.ratio:.3f} times its time{spread}."
-        return Verdict(text, "good")
-    if each.verdict == "slower":
-        text = f"{each.candidate} is slower than {each.baseline}: {each.ratio:.3f} times its time{spread}."
-        return Verdict(text, "bad")
+    if each.verdict != "no difference seen":  # which of the two is the better news, only the reader knows
+        return Verdict(
+            f"{each.candidate} is {each.verdict} than {each.baseline}: {each.ratio:.3f} times its time{spread}."
+        )
     return Verdict(f"No difference seen between {each.candidate} and {each.baseline} (ratio {each.ratio:.3f}{spread}).")
+
+
+def _faster(results: Results) -> list[tuple[float, str, str]]:
+    """How many times as fast one artefact is as another of the same model, where that is certain, and their labels."""
+    found = []
+    for report in results.profiles:
+        models = {item.label: item.model for item in report.artifacts}
+        for each in report.comparisons:
+            if each.verdict != "no difference seen" and models.get(each.candidate) == models.get(each.baseline):
+                pair = (1 / each.ratio, each.candidate, each.baseline)
+                found.append(pair if each.verdict == "faster" else (each.ratio, each.baseline, each.candidate))
+    return found
+
+
+def _sustained(rows: Sequence[Timed]) -> list[Verdict]:
+    curves = [(each, each.item.sustained) for each in rows if each.item.sustained is not None]
+    if len(curves) > MOST:
+        slower = sum(curve.verdict == "slowed down" for _, curve in curves if curve is not None)
+        tone: Tone = "bad" if slower else ""
+        return [Verdict(f"{slower} of {len(curves)} artefacts slowed down in a run without a pause.", tone)]
+    found = []
+    for each, curve in curves:
+        assert curve is not None
+        after = f"over {curve.secs / 60:g} minutes without a pause it {curve.verdict}"
+        if curve.verdict.startswith("too"):
+            after = f"{curve.verdict} whether it throttles over {curve.secs / 60:g} minutes"
+        found.append(Verdict(f"{each.name}: {after}.", COURSES.get(curve.verdict, "warn")))
+    return found
 
 
 def _parity(results: Results) -> list[Verdict]:
@@ -139,9 +158,9 @@ def _parity(results: Results) -> list[Verdict]:
             text = f"{name} computes what its reference computes: all {len(each.gates)} gates hold"
             rate = each.accuracy.top1_artefact.value if each.accuracy is not None else None
             if rate is not None and each.accuracy is not None:
-                same = each.accuracy.agreement.value
-                agreeing = f", the class of PyTorch on {render.percent(same)}" if same is not None else ""
-                text += f"; top-1 {render.percent(rate)} on {each.accuracy.images} images{agreeing}"
+                reference = each.accuracy.top1_reference.value
+                text += f"; top-1 {render.percent(rate)} on {each.accuracy.images} images"
+                text += f" (PyTorch {render.percent(reference)})"
             found.append(Verdict(f"{text}.", "good"))
         else:
             failed = ", ".join(gate.name for gate in each.gates if gate.required and not gate.passed)

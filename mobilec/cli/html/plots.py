@@ -49,13 +49,14 @@ def pareto(points: Sequence[Point], width: int) -> Drawing:
         steps.append((across(each.latency_ms), up(each.share)))
     if len(steps) > 1:
         picture.path(steps, "front")
-    taken: list[tuple[float, float, float]] = []
-    for each in sorted(points, key=lambda each: (-each.share, each.latency_ms)):
-        x, y = across(each.latency_ms), up(each.share)
+    places = [(across(each.latency_ms), up(each.share)) for each in points]
+    taken = [Box(x - 6, x + 6, y - 6, y + 6) for x, y in places]
+    for each, (x, y) in zip(points, places, strict=True):
         picture.line(x, up(each.low), x, up(each.high), f"whisker s{each.series}")
         told = f"{each.name}: {render.ms(each.latency_ms)}, {render.percent(each.share)}"
         picture.circle(x, y, 6 if each.best else 4.5, f"dot s{each.series}", told)
-        _label(picture, each.name, x, y, taken)
+    for each, (x, y) in zip(points, places, strict=True):
+        taken.append(_label(picture, each.name, x, y, taken))
     return picture
 
 
@@ -117,7 +118,7 @@ def course(moments: Sequence[Moment], width: int, *, other: str = "") -> Drawing
     height = upper + (110 if second else 0)
     picture = Drawing(width, height)
     across = Scale(0, moments[-1].at_min or 1e-3, LEFT, width - RIGHT)
-    top = 1.08 * max(each.p95_ms for each in moments)
+    top = 1.08 * max(max(each.p95_ms, each.median_ms) for each in moments)
     up = Scale(0, top, upper - BELOW, ABOVE)
     _frame(picture, across, up, lambda value: f"{value:g}", lambda value: f"{value:g}")
     picture.text(2, 14, "ms", "tick")
@@ -131,7 +132,7 @@ def course(moments: Sequence[Moment], width: int, *, other: str = "") -> Drawing
         values = [value for _, value in known]
         spread = max(max(values) - min(values), 0.02 * max(values), 1e-9)
         below = Scale(min(values) - 0.2 * spread, max(values) + 0.2 * spread, height - 14, upper + 22)
-        for tick in below.ticks(2):
+        for tick in below.ticks(3):
             picture.line(LEFT, below(tick), width - RIGHT, below(tick), "grid")
             picture.text(LEFT - 6, below(tick) + 4, f"{tick:g}", "tick", anchor="end")
         picture.text(2, upper + 14, other, "tick")
@@ -174,14 +175,32 @@ def _frame(
     picture.line(across.left, up.left, across.right, up.left, "base")
 
 
-def _label(picture: Drawing, name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> None:
-    """The name beside its point, moved down past those that stand there, and to the left where room ends."""
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture that is taken."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def overlaps(self, other: Box) -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+
+def _label(picture: Drawing, name: str, x: float, y: float, taken: Sequence[Box]) -> Box:
+    """The name near its point where nothing stands yet: above it, else beside or below; further down if need be."""
     length = min(len(name), 24) * CHARACTER * LABEL
-    left = x + 10 if x + 10 + length < picture.width - 4 else x - 10 - length
-    while any(left < b and a < left + length and abs(y - at) < LABEL + 2 for a, b, at in taken):
-        y += LABEL + 2
-    taken.append((left, left + length, y))
-    picture.text(left, y + 4, name, "label", fit=24 * CHARACTER * LABEL, size=LABEL)
+    steps = [(7, -8), (10, 4), (7, 18), (-7 - length, -8), (-10 - length, 4), (-7 - length, 18)]
+    steps += [(10, 18 + 14 * down) for down in range(1, 8)]
+    boxes = [Box(x + dx, x + dx + length, y + dy - 10, y + dy + 3) for dx, dy in steps]
+    inside = [box for box in boxes if box.left >= 0 and box.right <= picture.width and box.top >= 0]
+    free = [box for box in inside if not any(box.overlaps(other) for other in taken)]
+    best = (free or inside or boxes)[0]
+    picture.text(best.left, best.bottom - 3, name, "label", fit=24 * CHARACTER * LABEL, size=LABEL)
+    return best
 
 
 def _decimal(value: float) -> str:

@@ -105,6 +105,7 @@ def _latency_table(rows: Sequence[Timed]) -> Table:
         *("runs", "outliers", "drift", "first run, ms", "loading, ms", "peak memory"),
     )
     cells = []
+    several = len({each.device for each in rows}) > 1
     for each in rows:
         item, stats = each.item, each.item.latency
         drift = stats.drift
@@ -114,7 +115,7 @@ def _latency_table(rows: Sequence[Timed]) -> Table:
         interval = stats.median_interval
         cells.append(
             (
-                word(each.name),
+                word(item.label if several else each.name),
                 word(each.device),
                 word(runtime_of(item)),
                 word(item.precision),
@@ -131,7 +132,7 @@ def _latency_table(rows: Sequence[Timed]) -> Table:
         )
     caption = "Latency, spread and memory of every artefact"
     rarely = {6, 8, 9, 11, 14}  # p90, p99, IQR, outliers, loading: in the CSV file
-    spare = frozenset(rarely | ({1} if len({each.device for each in rows}) == 1 else set()))
+    spare = frozenset(rarely | (set() if several else {1}))
     return Table("latency", caption, headers, tuple(cells), frozenset(range(4, 16)), spare=spare)
 
 
