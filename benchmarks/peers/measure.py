@@ -17,8 +17,9 @@ from peers.files import CannotMake, Store, python_of
 from peers.runtimes import HERE, PROBE, Way
 
 SCRIPT = Path(__file__).resolve().parent / "worker.py"
-# Of the largest logit: float32 carried through a hundred layers in other orders needs some 1e-6 to 1e-4 (Winograd).
-AGREEMENT = 1e-3
+# Of the largest logit. What is ours has to keep float32; a peer that rounds more (fast exponentials, Winograd) is told
+# of, and wrong only where half precision would be nearer.
+OUR_AGREEMENT, AGREEMENT = 1e-4, 1e-2
 TIMEOUT_SECS = 120.0
 MIN_RUNS = 3
 # What would change how many threads a runtime starts, or where they run.
@@ -37,7 +38,7 @@ class Result:
     """One runtime on one model.
 
     Attributes:
-        medians_ms: of each round. gap: largest difference from PyTorch, of the largest logit.
+        medians_ms, minima_ms: of each round. gap: largest difference from PyTorch, of the largest logit.
         busy_threads: medians over rounds of how much of its time the first, second, ... thread computed.
         problem: why there are no figures, or why they do not count (``gap`` too large).
     """
@@ -46,6 +47,7 @@ class Result:
     version: str = ""
     gap: float | None = None
     medians_ms: list[float] = field(default_factory=list)
+    minima_ms: list[float] = field(default_factory=list)
     busy_threads: list[float] = field(default_factory=list)
     problem: str = ""
 
@@ -104,8 +106,9 @@ def measure(
             except (CannotMake, BackendError) as error:
                 result.problem = _line(error)
                 continue
-            if not result.gap <= AGREEMENT:
-                result.problem = f"wrong: {result.gap:.1e} of the largest logit off, more than {AGREEMENT:.0e}"
+            limit = AGREEMENT if way.plain else OUR_AGREEMENT
+            if not result.gap <= limit:
+                result.problem = f"wrong: {result.gap:.1e} of the largest logit off, more than {limit:.0e}"
         _take_turns(model, [*results, probe], workers, turns, tell)
     finally:
         close_workers(workers.values())
@@ -155,10 +158,11 @@ def _take_turns(
             try:
                 answer = workers[result.way].ask(request, stage="while being timed")
             except BackendError as error:
-                result.problem, result.medians_ms = _line(error), []
+                result.problem, result.medians_ms, result.minima_ms = _line(error), [], []
                 running.remove(result)
                 continue
             result.medians_ms.append(float(np.median(answer["latency_ms"])))
+            result.minima_ms.append(min(answer["latency_ms"]))
             busy[result.way].append(answer["busy_threads"])
     for result in running:
         most = max(map(len, busy[result.way]))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import markdown
-from peers.measure import Probe, Result
+from peers.measure import OUR_AGREEMENT, Probe, Result
 from peers.runtimes import OURS, WAYS
 from ratios import log_ratios, ratio_text
 
@@ -98,16 +98,15 @@ def rows_of(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def notes_of(runs: Sequence[Run]) -> list[str]:
-    """What the figures leave out: problems, other numbers of busy threads than asked for, outputs' gaps, versions."""
+    """What the figures leave out: problems, other numbers of busy threads than asked for, loose outputs, versions."""
     notes = [f"{run.model}, {WAYS[r.way].label}: {r.problem}" for run in runs for r in run.results if r.problem]
     for run in runs:
         for result in run.results:
             busy = result.busy_threads
             if len(busy) > run.threads and sum(busy[run.threads :]) > 0.05:
                 notes.append(f"{run.model}, {WAYS[result.way].label}: more threads compute than {run.threads}, {busy}")
-    gaps = [result.gap for run in runs for result in run.results if result.gap is not None and result.right]
-    if gaps:
-        notes.append(f"largest difference from PyTorch of the others: {max(gaps):.0e} of the largest logit")
+            if result.right and result.gap is not None and result.gap > OUR_AGREEMENT:
+                notes.append(f"{run.model}, {WAYS[result.way].label}: {result.gap:.1e} of the largest logit off")
     notes.append("versions: " + ", ".join(sorted({r.version for run in runs for r in run.results if r.version})))
     speeds = [run.probe.gflops for run in runs]
     notes.append(f"probe: {min(speeds):.0f} to {max(speeds):.0f} GFLOP/s")
