@@ -55,9 +55,13 @@ def command(
     RESULT is what `profile`, `validate` (--stages and --bisect too) wrote with --save, what `lint` or `export` printed
     with --json, or an artefact folder, for what its rewrites did.
     """
-    for path in (out, save, node_data):
-        if path is not None:
-            check_writable(path)
+    outputs = [path for path in (out, save, node_data) if path is not None]
+    for path in outputs:
+        check_writable(path)
+    places = [path.resolve() for path in outputs]
+    taken = {path.resolve() for path in results}
+    if len(set(places)) < len(places) or taken & set(places):
+        raise click.UsageError("a file is named twice: results would be written over")
     with noise_to_stderr():
         from mobilec.cli.html.nodes import node_data_of
         from mobilec.cli.html.page import document

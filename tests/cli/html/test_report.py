@@ -197,6 +197,15 @@ def test_folders_and_places_that_cannot_serve_are_told(run: Callable, out: Path,
     assert run("report", lint, "-o", tmp_path).code == 2
 
 
+def test_no_result_is_written_over(run: Callable, out: Path, tmp_path: Path) -> None:
+    lint = documents.lint(tmp_path / "lint.json", "net")
+    before = lint.read_text()
+    assert "named twice" in run("report", lint, "-o", lint).stderr
+    assert run("report", lint, "-o", out, "--save", tmp_path / "x" / ".." / "lint.json").code == 2
+    assert run("report", lint, "-o", out, "--save", out).code == 2
+    assert lint.read_text() == before
+
+
 def test_commands_to_repeat_it_are_quoted(run: Callable, out: Path, tmp_path: Path) -> None:
     made = documents.folder(tmp_path / "it's a net", "net; rm -rf /")
     done = run("report", made, "-o", out, "--json")
