@@ -63,6 +63,8 @@ def read_state(root: Path = _ROOT) -> MachineState:
         cpu_s=float(sum(times)),
         on_battery=None if battery is None else not battery.power_plugged,
         power_saving=_power_saving(root),
+        throttle_count=throttle_count(root),
+        max_mhz=max_mhz(root),
     )
 
 
@@ -99,6 +101,11 @@ def warnings_after(before: MachineState, after: MachineState) -> tuple[str, ...]
         found.append(f"the hypervisor gave {100 * stolen / passed:.0f} % of the CPU time to other guests meanwhile")
     if after.temperature_c is not None and after.temperature_c >= 90:
         found.append(f"the CPU reached {after.temperature_c:.0f} °C: it may have throttled")
+    throttled = _difference(before.throttle_count, after.throttle_count)
+    if throttled > 0:
+        found.append(f"the CPU throttled meanwhile ({throttled:.0f} times)")
+    if before.max_mhz and after.max_mhz and after.max_mhz < 0.98 * before.max_mhz:
+        found.append(f"the highest clock fell from {before.max_mhz:.0f} to {after.max_mhz:.0f} MHz meanwhile: heat")
     return tuple(found)
 
 
@@ -194,6 +201,22 @@ def _mac_name() -> str:
 
 def _mac_virtualised() -> tuple[str, ...]:
     return ("virtual machine",) if _run("sysctl", "-n", "kern.hv_vmm_present") == "1" else ()
+
+
+def throttle_count(root: Path) -> int | None:
+    """How often cores were slowed down for their heat since boot; None where the kernel does not count."""
+    counts = [
+        _read(path) for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+    ]
+    known = [int(text) for text in counts if text.isdigit()]
+    return sum(known) if known else None
+
+
+def max_mhz(root: Path) -> float | None:
+    """The highest clock that cores may have now, their mean."""
+    places = root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq")
+    known = [int(text) / 1000 for text in map(_read, places) if text.isdigit()]
+    return sum(known) / len(known) if known else None
 
 
 def os_name(root: Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mobilec.passes.evidence import TensorSpec
+from mobilec.runtime.ceiling import Ceiling
 
 Verdict = Literal["faster", "slower", "no difference seen"]
 
@@ -114,7 +115,10 @@ class OpTime:
     Attributes:
         name: as the engine calls it. op: its operator.
         scope: path of the PyTorch module it came from, empty where the engine's fusion lost it.
-        time_us: mean time in one inference. share: its part of the sum over all ops, 0..1.
+        time_us: mean time in one inference (native kernels: the median). share: its part of the sum over all ops, 0..1.
+        macs / bytes_moved: what it computes, and reads and writes; None where the engine does not tell.
+        bound_us: how long it would take at what the machine reaches at best, ``bound`` by which of the two:
+            ``compute`` or ``memory``. None and empty where that was not asked for.
     """
 
     name: str
@@ -122,6 +126,10 @@ class OpTime:
     scope: str
     time_us: float
     share: float
+    macs: int | None = None
+    bytes_moved: int | None = None
+    bound_us: float | None = None
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,14 @@ class OpTable:
         ops: one row an executed node. runs: how many are behind each mean (the faster half of the profiled ones).
         sum_us: the rows' sum. whole_us: the inference around them under the same profiler; the difference is
             what the engine spends between ops.
+        ceiling: what the bounds are of.
     """
 
     ops: tuple[OpTime, ...]
     runs: int
     sum_us: float
     whole_us: float
+    ceiling: Ceiling | None = None
 
 
 @dataclass(frozen=True)
@@ -315,6 +325,8 @@ class MachineState:
         cpu_mhz: mean current frequency of all cores. temperature_c: the hottest CPU sensor.
         steal_s / cpu_s: time the hypervisor gave to others, and all CPU time, both since boot and over all cores.
         on_battery: running from a battery. power_saving: a battery saver or low-power profile is on.
+        throttle_count: how often cores were slowed down for their heat since boot, summed over cores.
+        max_mhz: the highest clock that cores may have now, their mean; heat lowers it on phones.
     """
 
     time: str
@@ -326,6 +338,8 @@ class MachineState:
     cpu_s: float | None
     on_battery: bool | None
     power_saving: bool | None
+    throttle_count: int | None = None
+    max_mhz: float | None = None
 
 
 @dataclass(frozen=True)

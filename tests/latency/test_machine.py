@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mobilec.latency.machine import read_facts, read_state, warnings_after, warnings_before
+from mobilec.latency.machine import (
+    max_mhz,
+    read_facts,
+    read_state,
+    throttle_count,
+    warnings_after,
+    warnings_before,
+)
 from mobilec.latency.samples import MachineFacts, MachineState
 
 FACTS = MachineFacts(
@@ -179,3 +186,20 @@ def test_what_went_wrong_meanwhile_is_told() -> None:
     assert warnings_after(STATE, stolen) == ("the hypervisor gave 5 % of the CPU time to other guests meanwhile",)
     (hot,) = warnings_after(STATE, dataclasses.replace(STATE, temperature_c=95.0))
     assert "95 °C" in hot
+
+
+def test_heat_that_slows_cores_down(tmp_path: Path) -> None:
+    cpu = tmp_path / "sys/devices/system/cpu"
+    for core, (count, clock) in enumerate(((3, 2_400_000), (4, 2_000_000))):
+        for name, text in (("thermal_throttle/core_throttle_count", count), ("cpufreq/scaling_max_freq", clock)):
+            path = cpu / f"cpu{core}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+    assert (throttle_count(tmp_path), max_mhz(tmp_path)) == (7, 2200)
+    assert (throttle_count(tmp_path / "none"), max_mhz(tmp_path / "none")) == (None, None)
+    before = dataclasses.replace(STATE, throttle_count=7, max_mhz=2200.0)
+    assert warnings_after(before, before) == ()
+    (counted,) = warnings_after(before, dataclasses.replace(before, throttle_count=9))
+    assert counted == "the CPU throttled meanwhile (2 times)"
+    (lowered,) = warnings_after(before, dataclasses.replace(before, max_mhz=1800.0))
+    assert "fell from 2200 to 1800 MHz" in lowered

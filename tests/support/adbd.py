@@ -350,7 +350,7 @@ def emulate(program: Path, emulators: dict[str, list[str]]) -> None:
 
 
 def write_tools(folder: Path, **answers: str) -> Path:
-    """Programs that print something: ``uname="aarch64"`` answers ``uname -m``; others answer whatever they are asked."""
+    """Programs by name, each the text of a shell script."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, answer in answers.items():
         program = folder / name

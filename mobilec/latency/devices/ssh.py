@@ -91,5 +91,6 @@ def push_error(name: str, words: str, size: int) -> BackendError:
         return BackendError(
             f"{name} has no space left for {size / 1e6:.1f} MB", hint="free some on the device", detail=words
         )
-    last = told(words.splitlines()[-1]) if words else "the copy broke off"
+    lines = words.splitlines() or ["the copy broke off"]
+    last = told(next((line for line in lines if "error" in line.lower()), lines[-1]))
     return BackendError(f"{name}: a file of {size / 1e6:.1f} MB could not be copied: {last}", detail=words)

@@ -30,6 +30,7 @@ _EACH_TIME = (
     "/proc/meminfo",
     "/proc/stat",
     f"{_CPU}/cpufreq/scaling_cur_freq",
+    f"{_CPU}/cpufreq/scaling_max_freq",
     f"{_CPU}/thermal_throttle/core_throttle_count",
     "/sys/class/thermal/thermal_zone[0-9]*/type",
     "/sys/class/thermal/thermal_zone[0-9]*/temp",
@@ -115,13 +116,14 @@ def read_state(transport: Transport) -> MachineState:
     load = found.get("/proc/loadavg", "").split()
     free = _field(found.get("/proc/meminfo", ""), "MemAvailable").split()
     clocks = [int(text) / 1000 for name, text in found.items() if name.endswith("cur_freq") and text.strip().isdigit()]
-    ticks = [int(each) for each in re.findall(r"\d+", found.get("/proc/stat", "").partition("\n")[0])][
-        1:
-    ]  # after "cpu"
+    times = found.get("/proc/stat", "").partition("\n")[0].split()[1:]  # after the word "cpu"
+    ticks = [int(each) for each in times if each.isdigit()]
     mains = {name.removesuffix("online"): text.strip() for name, text in found.items() if name.endswith("/online")}
     kinds = {name: found.get(f"{name}type", "").strip() for name in mains}
     plugs = [online == "1" for name, online in mains.items() if kinds[name] in ("Mains", "USB", "Wireless")]
     profile = found.get("/sys/firmware/acpi/platform_profile", "").strip()
+    with _as_files(found) as root:
+        throttled, highest = machine.throttle_count(root), machine.max_mhz(root)
     return MachineState(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         load_1min=_number(load[0]) if load else None,
@@ -132,6 +134,8 @@ def read_state(transport: Transport) -> MachineState:
         cpu_s=sum(ticks[:8]) / 100 if ticks else None,
         on_battery=not any(plugs) if plugs else None,
         power_saving=profile == "low-power" if profile else None,
+        throttle_count=throttled,
+        max_mhz=highest,
     )
 
 

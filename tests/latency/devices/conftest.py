@@ -6,13 +6,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mobilec.export.artifact import Artifact
 from mobilec.latency.devices.adb import Adb
 from mobilec.latency.devices.ssh import Ssh
 from mobilec.latency.runner import Job
@@ -98,10 +100,11 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Phone]:
     adb, emulator = need("adb"), need("qemu-aarch64")
     folder = tmp_path / "phone"
     folder.mkdir()
+    properties = ("*manufacturer) echo Google", "*product.model) echo 'Pixel 7; $(id)'", "*soc.model) echo GS201")
     there = adbd.write_tools(
         tmp_path / "tools-on-phone",
         uname="case $1 in -m) echo aarch64;; -s) echo Linux;; *) echo 5.10.157-android13;; esac",
-        getprop="case $1 in *manufacturer) echo Google;; *model) echo 'Pixel 7; $(id)';; *release) echo 14;; esac",
+        getprop=f"case $1 in {';; '.join(properties)};; *release) echo 14;; esac",
         python3="exit 127",
     )
     native = [] if platform.machine() == "aarch64" else [emulator]
@@ -119,8 +122,8 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Phone]:
 @pytest.fixture
 def artefacts(tmp_path: Path) -> Callable[..., Any]:
     """Makes artefacts whose executables behave as a test says."""
-    return lambda name="fake", **facts: fake_artefact(tmp_path / "artefacts", name=name, **facts)
+    return partial(_made, tmp_path / "artefacts")
 
 
-def run_here(words: Sequence[str]) -> str:
-    return subprocess.run(list(words), capture_output=True, text=True, check=True).stdout
+def _made(folder: Path, name: str = "fake", architecture: str = "x86_64", **facts: Any) -> Artifact:
+    return fake_artefact(folder, architecture, name, **facts)

@@ -37,7 +37,7 @@ def test_a_phone_tells_its_facts(phone: Phone) -> None:
     assert list_devices() == [(phone.device.removeprefix("adb:"), "device", "Stand_in")]
     with ShellDevice(phone.open(), runs_onnx=False, timeout_secs=SECS) as device:
         facts = device.facts()
-        assert (facts.cpu, facts.architecture) == ("Google Pixel 7; $(id)", "aarch64")
+        assert (facts.cpu, facts.architecture) == ("Google Pixel 7; $(id) (GS201)", "aarch64")
         assert facts.os == "Android 14, Linux 5.10.157-android13"
         assert (facts.python, facts.versions) == ("", {})
         assert device.state().load_1min is not None
@@ -61,7 +61,7 @@ def test_unplugged_in_the_middle(phone: Phone, settings: Settings, artefacts: Ma
         if stage == "measure" and done >= 3:
             phone.daemon.unplug()
 
-    with pytest.raises(MeasurementCut, match="was lost with adb:.*, which went away") as caught:
+    with pytest.raises(MeasurementCut, match=r"was lost with adb:.*, which went away") as caught:
         timed(phone, settings, artefacts(), progress=unplug)
     assert 3 <= caught.value.report.artifacts[0].latency.runs < settings.num_runs
     until(lambda: phone.left == [])
@@ -69,7 +69,7 @@ def test_unplugged_in_the_middle(phone: Phone, settings: Settings, artefacts: Ma
 
 def test_no_space_on_the_phone(phone: Phone, settings: Settings, artefacts: Make) -> None:
     phone.daemon.device.space_bytes = 100
-    with pytest.raises(BackendError, match="has no space left for 0.0 MB"):
+    with pytest.raises(BackendError, match=r"has no space left for 0\.0 MB"):
         timed(phone, settings, artefacts())
     assert phone.left == []
 
@@ -85,7 +85,7 @@ def test_a_copy_that_is_refused(phone: Phone, settings: Settings, artefacts: Mak
 def test_a_killed_process(phone: Phone, settings: Settings, artefacts: Make) -> None:
     """As Android does when memory runs short."""
     with pytest.raises(MeasurementCut, match="sick: the measuring process was ended by SIGKILL on adb:") as caught:
-        timed(phone, settings, artefacts("sick", fault="SIGKILL", at=9))
+        timed(phone, settings, artefacts("sick", fault="SIGKILL", at=5))
     assert "out of memory" in caught.value.hint
     assert phone.left == []
 
