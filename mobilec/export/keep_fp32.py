@@ -78,17 +78,15 @@ def keep_fp32(
 
 
 def _measured(program: ExportedProgram, backend: str, calibration: Calibration, tell: Callable[[str], None]) -> KeptOps:
-    from mobilec.passes.ranges.keep import finite, holds, keep_enough
+    from mobilec.passes.ranges.keep import keep_enough
     from mobilec.passes.ranges.run import Runner
 
     runner = Runner(program, backend)  # type: ignore[arg-type]
     total = calibration.total
     measured = runner.measure(inputs_of(calibration), lambda done: tell(f"measuring activations ({done} of {total})"))
     tell("choosing what to keep in float32")
-    # Half precision tips an 8-bit activation over to the next of its 256 values: then the outputs agree as nearly as 8
-    # bits allow, whatever is kept.
-    rough = _stores_8_bit_activations(program)
-    kept = keep_enough(runner, measured, lambda: inputs_of(calibration), enough=finite if rough else holds)
+    eight_bits = _stores_8_bit_activations(program)
+    kept = keep_enough(runner, measured, lambda: inputs_of(calibration), eight_bits=eight_bits)
     facts = {
         "asked": [AUTO],
         "kept": _entries(program, dict(kept.nodes)),
@@ -99,7 +97,7 @@ def _measured(program: ExportedProgram, backend: str, calibration: Calibration, 
     }
     notes = []
     if kept.nodes:
-        aim = "are finite" if rough else "agree"
+        aim = "are as near as 8 bits allow" if eight_bits else "agree"
         notes.append(
             f"{len(kept.nodes)} operators are kept in float32 so that the outputs {aim} in half precision"
             f" ({_words(kept.before)} before, {_words(kept.after)} with them; simulated on {calibration.source})"

@@ -101,7 +101,7 @@ class Spread:
     def relative(self) -> float:
         if self.low is None or self.high is None:
             return 0.0
-        low, high = np.nan_to_num(self.low), np.nan_to_num(self.high)
+        low, high = (np.nan_to_num(side, posinf=0.0, neginf=0.0) for side in (self.low, self.high))
         peak = max(m.peak_of(low), m.peak_of(high))
         return float((high - low).max(initial=0.0)) / peak if peak else 0.0
 

@@ -35,10 +35,6 @@ def holds(agreement: Agreement) -> bool:
     return not agreement.broken and agreement.psnr_db >= LEAST_PSNR_DB and agreement.cosine >= LEAST_COSINE
 
 
-def finite(agreement: Agreement) -> bool:
-    return not agreement.broken
-
-
 def keep_enough(
     runner: Runner,
     measured: Measured,
@@ -46,17 +42,19 @@ def keep_enough(
     verdicts: tuple[Verdict, ...] = (),
     *,
     already: Collection[str] = (),
-    enough: Callable[[Agreement], bool] = holds,
+    eight_bits: bool = False,
 ) -> Kept:
     """The operators that break, and if that is not enough, those that lose most, until the outputs agree.
 
     Args:
         feeds: gives the inputs of ``measured`` again. already: names of nodes in float32 anyway.
-        enough: what agreement will do; the gates of fp16 unless another is asked for.
+        eight_bits: the program stores activations so. Half precision tips them over to the next of 256 values, so
+            that its gates cannot be met, and a quantiser makes a finite number of an infinite one: what breaks is kept
+            whatever the outputs look like, and more only while they are not finite.
 
     Raises ExportError where even everything kept would not do.
     """
-    if enough(measured.half):
+    if not eight_bits and holds(measured.half):
         return Kept({}, measured.half, measured.half, 0)
     verdicts = verdicts or judge(measured)
     reasons = _closed(runner, measured, {v.node: v.what for v in verdicts if v.level == BREAKS})
@@ -67,7 +65,7 @@ def keep_enough(
         kept = frozenset((*reasons, *already))
         after = runner.agreement(feeds(), measured.outputs, kept) if reasons else measured.half
         tries += bool(reasons)
-        if enough(after):
+        if not after.broken if eight_bits else holds(after):
             return Kept(_in_order(runner, reasons), measured.half, after, tries)
         if not waiting:
             raise ExportError(
