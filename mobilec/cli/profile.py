@@ -29,9 +29,11 @@ from mobilec.cli.progress import stages
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mobilec.latency.samples import ArtifactProfile, Interval, ProfileReport
+    from mobilec.latency.samples import ArtifactProfile, Interval, OpTable, ProfileReport
+    from mobilec.runtime.ceiling import Ceiling
 
 TOP_OPS = 10
+TOP_KERNELS = 20
 STAGES = {
     "load": "loading",
     "warm up": "warming up",
@@ -53,6 +55,7 @@ STAGES = {
             "timeout_secs",
             "sustained",
             "per_op",
+            "roofline",
         ),
         "Against earlier runs": ("against", "max_regression", "history", "no_history"),
         "Result": ("save",),
@@ -125,6 +128,7 @@ STAGES = {
 @history_option
 @click.option("--no-history", is_flag=True, help="Do not keep this run.")
 @click.option("--no-ops", "per_op", flag_value=False, default=True, help="Leave the per-operation table out.")
+@click.option("--roofline", is_flag=True, help="Native kernels against what this machine reaches: what could be won.")
 @click.option("--save", type=FOLDER, metavar="FILE.json", help="Also write the result, every run included, to a file.")
 @common
 @click.pass_obj
@@ -145,6 +149,7 @@ def command(
     history: Path | None,
     no_history: bool,
     per_op: bool,
+    roofline: bool,
     save: Path | None,
 ) -> None:
     """Time artefacts, here or on a device: latency with its spread and a 95 % interval, memory, the slowest operations.
@@ -175,6 +180,7 @@ def command(
                 min_secs=min_secs,
                 launches=launches,
                 per_op=per_op,
+                roofline=roofline,
                 sustained_mins=sustained,
                 timeout_secs=timeout_secs,
                 progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
@@ -314,6 +320,9 @@ def _operations(console: Console, item: ArtifactProfile) -> None:
         if item.ops_note:
             console.print(f"\nNo per-operation times for {render.plain(item.label)}: {render.plain(item.ops_note)}")
         return
+    if item.ops.ceiling is not None:
+        _roofline(console, item.label, item.ops, item.ops.ceiling)
+        return
     slowest = sorted(item.ops.ops, key=lambda op: op.time_us, reverse=True)[:TOP_OPS]
     shown = sum(op.share for op in slowest)
     title = f"Slowest operations of {item.label}"
@@ -323,6 +332,42 @@ def _operations(console: Console, item: ArtifactProfile) -> None:
     render.heading(console, title)
     rows = [(render.digits(op.time_us), render.percent(op.share), op.op, op.scope or op.name) for op in slowest]
     console.print(render.table(("µs", "share", "operation", "where"), rows, right=(0, 1)))
+
+
+def _roofline(console: Console, label: str, table: OpTable, ceiling: Ceiling) -> None:
+    """Kernels by what could be won: their time above the bound."""
+    from mobilec.cli import render
+
+    bounds = [op.bound_us or 0.0 for op in table.ops]
+    won = sorted(zip(table.ops, bounds, strict=True), key=lambda pair: pair[1] - pair[0].time_us)
+    render.heading(console, f"Kernels of {label} by what could be won")
+    rows = [
+        (
+            render.digits(op.time_us),
+            render.digits(bound),
+            op.bound,
+            f"{op.time_us / bound:.1f}x" if bound else "",
+            render.count(op.macs or 0),
+            render.size(op.bytes_moved or 0),
+            op.name,
+            op.scope,
+        )
+        for op, bound in won[:TOP_KERNELS]
+    ]
+    headers = ("µs", "bound", "by", "distance", "MACs", "moves", "kernel", "where")
+    console.print(render.table(headers, rows, right=(0, 1, 3, 4, 5)))
+    rest = won[TOP_KERNELS:]
+    others = f"; {len(rest)} more take {render.digits(sum(op.time_us for op, _ in rest))} µs" if rest else ""
+    console.print(
+        render.plain(
+            f"All {len(won)} kernels: {render.digits(table.sum_us)} µs, {table.sum_us / sum(bounds):.2f}x of their "
+            f"bounds ({render.digits(sum(bounds))} µs){others}."
+        )
+    )
+    threads = render.plural(ceiling.threads, "thread")
+    reached = f"{render.digits(2e-9 * ceiling.macs_per_s)} GFLOP/s in a product of matrices"
+    copied = f"{render.digits(1e-9 * ceiling.bytes_per_s)} GB/s in copies of 1 MB"
+    console.print(render.styled(f"Bounds: this machine reached {reached} and {copied} with {threads}.", "dim"))
 
 
 def _machine(console: Console, report: ProfileReport) -> None:

@@ -22,12 +22,13 @@ HOST = "host"
 
 
 def write(request: WriteRequest) -> Written:
-    """Write ``model.so``, and ``model`` where an executable is wanted.
+    """Write ``model.so`` and ``kernels.json``, and ``model`` where an executable is wanted.
 
     Raises ExportError: TVM or what links is not installed, an operator has no kernel (it is named), a type other
     than float32. UsageError: a CPU that LLVM does not know.
     """
     check(request.cpu, request.executable)
+    from mobilec.export.kernels.account import account, write_account
     from mobilec.export.kernels.calls import list_calls
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
@@ -41,6 +42,7 @@ def write(request: WriteRequest) -> Written:
             module = lower(program, cpu, [spec.name for spec in request.inputs])
             request.progress(f"compiling {len(module.functions) - 1} kernels")
             executable = build(module, cpu)
+            write_account(request.folder, account(module, program))
             request.progress("linking")
             with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
                 link_library(executable, request.folder / request.model_file, cpu, Path(folder))

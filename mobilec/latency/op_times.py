@@ -1,4 +1,4 @@
-"""Where an inference spends its time, op by op, from ONNX Runtime's own profiler."""
+"""Where an inference spends its time, op by op: from ONNX Runtime's own profiler, or kernel by kernel."""
 
 from __future__ import annotations
 
@@ -19,20 +19,32 @@ _WARMUP = 3  # first runs, left out: allocation and cold caches
 
 
 def profile_ops(
-    path: Path, engine: str, feeds: Mapping[str, np.ndarray], *, threads: int | None, runs: int, folder: Path
+    path: Path,
+    engine: str,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    threads: int | None,
+    runs: int,
+    folder: Path,
+    roofline: bool = False,
 ) -> OpTable:
-    """Time every node of an artefact's model over ``runs`` inferences.
+    """Time every node, or every native kernel, of an artefact's model over ``runs`` inferences.
 
     Args:
-        path: the artefact. engine: what its session called itself; only ``onnxruntime`` is known here.
+        path: the artefact. engine: what its session called itself; ``onnxruntime`` and ``tvm`` are known here.
         folder: where the profiler may write its trace; the caller removes it.
+        roofline: also what bounds native kernels.
 
     Raises:
         BackendUnavailable: the engine has no profiler known here.
         BackendError: the trace cannot be understood.
     """
+    if engine == "tvm":
+        from mobilec.latency.kernel_times import profile_kernels
+
+        return profile_kernels(path, feeds, threads=threads, runs=runs, roofline=roofline)
     if engine != "onnxruntime":
-        raise BackendUnavailable(f"per-op times need ONNX Runtime; this artefact runs on {engine}")
+        raise BackendUnavailable(f"per-op times need ONNX Runtime or native kernels; this artefact runs on {engine}")
     from mobilec.export.artifact import open_artifact
 
     model = open_artifact(path, verify=False).model_path

@@ -47,6 +47,7 @@ def profile(
     min_secs: float = 3.0,
     launches: int = 5,
     per_op: bool = True,
+    roofline: bool = False,
     sustained_mins: float = 0.0,
     seed: int = 0,
     timeout_secs: float = 300.0,
@@ -71,6 +72,7 @@ def profile(
             runs still become faster, for three seconds at most; 0 for none.
         launches: how many processes an artefact gets, one after another; more of them narrow the intervals.
         per_op: also make a per-op table, in a session of its own after the timed runs.
+        roofline: in that table, also the shortest time each native kernel could take on this machine.
         sustained_mins: at the end, run each artefact without a pause for so long and record the curve; 0 for none.
         seed: of the order within rounds and of the bootstrap.
         timeout_secs: how long a measuring process may be silent.
@@ -96,13 +98,23 @@ def profile(
         raise UsageError(f"timeout {timeout_secs} s: expected more than 0")
     kind, address = parse(device)
     opened = _opened(artifacts)
+    if roofline:
+        _check_roofline(kind, opened, per_op)
     wish = Wish(threads, tuple(pin), timeout_secs)
     if kind == "rpc":
         from mobilec.latency.devices.pool import sweep
 
         return sweep(address, opened, _jobs(opened), settings, wish, per_op=per_op, progress=progress)
     with placed(device, opened, _jobs(opened), wish) as (place, jobs):
-        return measure(jobs, settings, per_op=per_op, timeout_secs=timeout_secs, progress=progress, place=place)
+        return measure(
+            jobs,
+            settings,
+            per_op=per_op,
+            roofline=roofline,
+            timeout_secs=timeout_secs,
+            progress=progress,
+            place=place,
+        )
 
 
 def measure(
@@ -110,6 +122,7 @@ def measure(
     settings: Settings,
     *,
     per_op: bool,
+    roofline: bool = False,
     timeout_secs: float,
     progress: Progress | None = None,
     place: Place | None = None,
@@ -134,7 +147,7 @@ def measure(
         after = place.state()
         for index, runner in enumerate(runners if per_op else ()):
             tell("ops", index, len(runners))
-            runner.profile_ops()
+            runner.profile_ops(roofline)
         for runner in runners if settings.sustained_secs else ():
             close_workers(_workers(runners))  # nobody else's threads beside the long run
             runner.sustain(timeout_secs, lambda done, total: tell("sustained", done, total), place.state)
@@ -291,6 +304,19 @@ def _settings(
         warmup_limit_secs=WARMUP_LIMIT_SECS if warmup_runs else 0.0,
         sustained_secs=60.0 * sustained_mins,
     )
+
+
+def _check_roofline(kind: str, opened: Sequence[Artifact], per_op: bool) -> None:
+    if not per_op:
+        raise UsageError("a roofline is part of the per-operation table, which was left out")
+    if kind != "local":
+        raise UsageError("a roofline needs the library's own kernels on this machine: leave --device out")
+    for artifact in opened:
+        if artifact.manifest.backend != "tvm":
+            raise UsageError(
+                f"{artifact.path} is for {artifact.manifest.backend}: a roofline is of native kernels",
+                hint="export the model with --to tvm",
+            )
 
 
 def _opened(artifacts: Sequence[str | Path | Artifact]) -> list[Artifact]:

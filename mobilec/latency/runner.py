@@ -27,6 +27,7 @@ from mobilec.latency.samples import (
 )
 from mobilec.latency.steadiness import settled
 from mobilec.passes.evidence import TensorSpec
+from mobilec.runtime.ceiling import Ceiling
 
 TURN_SECS = 0.02  # about how long the timed runs of one turn last: worth the change-over, short enough for many rounds
 LONGEST_TURN = 64  # runs
@@ -204,21 +205,25 @@ class Runner:
             passed_secs = (answer["start_ns"][-1] + answer["duration_ns"][-1] - begin_ns) / 1e9
         self._sustained = curve(windows, total_secs, seed=self._settings.seed)
 
-    def profile_ops(self) -> None:
-        """The per-op table; an engine without a profiler leaves a note in its place. And placement, if it is told."""
+    def profile_ops(self, roofline: bool = False) -> None:
+        """The per-op table; an engine without a profiler leaves a note in its place. And placement, if it is told.
+
+        ``roofline``: with the bounds of native kernels.
+        """
         if self.job.placement is not None:
             assert self.worker is not None
             self._placement = self.job.placement(self.worker)
         runs = max(10, min(100, int(OPS_SECS / self._typical_secs)))
         with tempfile.TemporaryDirectory(prefix="mobilec-ops-") as folder:
-            request = {"do": "ops", "path": self.job.path, "runs": runs, "folder": folder}
+            request = {"do": "ops", "path": self.job.path, "runs": runs, "folder": folder, "roofline": roofline}
             try:
                 answer = self._ask(request, stage="while timing its ops", takes_secs=10 * runs * self._typical_secs)
             except BackendUnavailable as error:
                 self._ops_note = error.message.removeprefix(f"{self.job.label}: ")
                 return
         ops = tuple(OpTime(**row) for row in answer["ops"])
-        self._ops = OpTable(ops, answer["runs"], answer["sum_us"], answer["whole_us"])
+        ceiling = answer.get("ceiling") and Ceiling(**answer["ceiling"])
+        self._ops = OpTable(ops, answer["runs"], answer["sum_us"], answer["whole_us"], ceiling)
         self._ops_note = ""
 
     def samples(self, origin_ns: int) -> Samples:

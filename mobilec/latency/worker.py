@@ -10,7 +10,7 @@ Requests (times in nanoseconds of ``time.perf_counter_ns``):
 - ``infer`` (feeds): one run on arrays as ``packing.pack`` makes them, by name; answers with the outputs in that form.
 - ``memory``: the highest resident memory so far.
 - ``placement`` (path, units): where Core ML plans to run each operator.
-- ``ops`` (path, runs, folder): the per-op table, from a second session with the engine's profiler on.
+- ``ops`` (path, runs, folder, roofline): the per-op table, from a second session with the engine's profiler on.
 
 Whatever a library prints goes to standard error, so it cannot pass for an answer. The process ends when its standard
 input does: if whoever started it dies, however suddenly, it ends too, in the middle of a run if need be.
@@ -102,14 +102,24 @@ class Bench:
         outputs = self._session.run({name: unpack(packed) for name, packed in feeds.items()})
         return {name: pack(array) for name, array in outputs.items()}
 
-    def ops(self, path: str, runs: int, folder: str) -> dict[str, Any]:
+    def ops(self, path: str, runs: int, folder: str, roofline: bool) -> dict[str, Any]:
         """The timed session is closed first, so that two thread pools never compete."""
         from mobilec.latency.op_times import profile_ops
 
         assert self._session is not None
         engine, threads = self._session.backend, self._session.threads
         self._session.close()
-        return asdict(profile_ops(Path(path), engine, self._feeds, threads=threads, runs=runs, folder=Path(folder)))
+        return asdict(
+            profile_ops(
+                Path(path),
+                engine,
+                self._feeds,
+                threads=threads,
+                runs=runs,
+                folder=Path(folder),
+                roofline=roofline,
+            )
+        )
 
 
 def resident_bytes() -> int:
@@ -216,8 +226,8 @@ def _obey(bench: Bench, prepare: Callable[[str], None], request: dict[str, Any])
             from mobilec.latency.devices.coreml import read_placement
 
             return [asdict(each) for each in read_placement(open_artifact(path, verify=False).model_path, units)]
-        case {"do": "ops", "path": str(path), "runs": int(runs), "folder": str(folder)}:
-            return bench.ops(path, runs, folder)
+        case {"do": "ops", "path": str(path), "runs": int(runs), "folder": str(folder), "roofline": bool(roofline)}:
+            return bench.ops(path, runs, folder, roofline)
     raise BackendError(f"the measuring process does not know the request {request!r}")
 
 

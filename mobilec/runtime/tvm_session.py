@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from mobilec.passes.evidence import TensorSpec
 from mobilec.runtime.feeds import check_feeds
 from mobilec.runtime.session import Session
 from mobilec.runtime.threads import resolve_threads
+
+T = TypeVar("T")
 
 BACKEND = "tvm"
 _ALL_CORES = 1  # a mode of TVM's pool; which cores is left to the system, see _start
@@ -157,6 +159,16 @@ def _caller(threads: int) -> ThreadPoolExecutor:
     if found != threads:
         raise BackendError(f"TVM runs with {found} threads where {threads} were asked for")
     return worker
+
+
+def with_pool(threads: int, work: Callable[[], T]) -> T:
+    """What ``work`` answers, called where TVM has ``threads``."""
+    worker = _caller(threads)
+    try:
+        return worker.submit(work).result()
+    finally:
+        with _configuring:
+            _idle.setdefault(threads, []).append(worker)
 
 
 def _start(threads: int) -> int:

@@ -130,7 +130,7 @@ def weighted(context: Context, node: Node, a: Node, b: Node) -> Pending | None:
         return attention(held, values, ours[0], ours[1], context.cpu)
 
     read = (*held.inputs, *leaves(held.tree), *leaves(values))
-    return Pending(name, read, shape, order, Hole(shape), write, scatters=True)
+    return Pending(name, read, shape, order, Hole(shape), write, True, (*held.nodes, node.name))
 
 
 def _values(context: Context, given: Value, shape: tuple[int, ...], swapped: bool) -> Value:

@@ -41,6 +41,7 @@ class Pending:
         name: for profiles. inputs: what its main loop reads. order: in which it wants to write, slowest axis first.
         tree: what to do with the main loop's result (the Hole). write: (tree, target) -> the kernel's statement.
         scatters: whether the target may be places that no strides describe.
+        nodes: names of those that its main loop computes; lowering knows when there is one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Pending:
     tree: Value
     write: Write
     scatters: bool = False
+    nodes: tuple[str, ...] = ()
 
 
 Found = Value | Pending
@@ -106,6 +108,7 @@ class Context:
             pending.order,
             "float32",
             lambda target: pending.write(pending.tree, target),
+            pending.nodes or (self.program.node,),
         )
 
     def write(self, value: Value, order: Sequence[int] | None = None, name: str = "pointwise") -> Stored:
@@ -173,7 +176,11 @@ def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str], tiles: Tiles
             context.constants[nodes[name]] = tensors[target].detach().contiguous().numpy()
         for node in program.graph.nodes:
             if node.op == "call_function":
-                context.found[node] = lower_node(context, node)
+                building.node = node.name
+                found = lower_node(context, node)
+                if isinstance(found, Pending) and not found.nodes:
+                    found = replace(found, nodes=(node.name,))
+                context.found[node] = found
         wanted = [nodes[name] for name in signature.user_outputs]
         return building.close([_output(context, node) for node in wanted])
 

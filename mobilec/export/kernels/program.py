@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from mobilec.export.kernels.account import ATTRIBUTE
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.values import Memory, Stored, contiguous
 
@@ -16,18 +18,23 @@ ENTRY = "main"
 
 
 class Program:
-    """Collects calls. Used once: ``open``, ``call`` ..., ``close``."""
+    """Collects calls. Used once: ``open``, ``call`` ..., ``close``.
+
+    Attributes:
+        node: name of the node that is being lowered.
+    """
 
     def __init__(self, cpu: Cpu, inputs: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
         """``inputs``: (name, shape, dtype) of what the program takes, in order."""
         from tvm import relax
 
         self.cpu = cpu
+        self.node = ""
         self._builder = relax.BlockBuilder()
         self._kernels: dict[Any, Any] = {}
         self._constants: dict[Any, Memory] = {}
         self._given = [relax.Var(name, relax.TensorType(shape, dtype)) for name, shape, dtype in inputs]
-        self._calls: list[tuple[Any, Any]] = []
+        self._uses: list[tuple[str, list[str], str, int]] = []
         self._scope = self._builder.function(ENTRY, self._given)
         self._block: Any = None
 
@@ -64,13 +71,13 @@ class Program:
 
     def call(
         self, name: str, inputs: Sequence[Stored], shape: Sequence[int], order: Sequence[int], dtype: str,
-        write: Callable[[Stored], Any],
+        write: Callable[[Stored], Any], nodes: Sequence[str] = (),
     ) -> Stored:  # fmt: skip
         """The tensor that a kernel computes.
 
         Args:
             inputs: everything it reads. shape / order / dtype: of the result, axes from the slowest to the fastest.
-            write: the kernel's statement, given where to write.
+            write: the kernel's statement, given where to write. nodes: what it computes; none where it prepares.
         """
         from tvm import relax, tirx
 
@@ -80,6 +87,8 @@ class Program:
         body = write(contiguous(target, shape, order))
         kernel = tirx.PrimFunc([*(memory.buffer for memory in read), target.buffer], body)
         function = self._kernel(name, kernel.with_attr("tirx.noalias", True))
+        moved = size + sum(min(memory.size, _elements(memory, inputs)) for memory in read)
+        self._uses.append((str(function.name_hint), list(nodes), self.node, moved * np.dtype(dtype).itemsize))
         kind = relax.TensorType((size,), dtype)
         result = self._builder.emit(relax.call_tir(function, [memory.variable for memory in read], kind))
         return contiguous(self._memory(size, dtype, result), shape, order)
@@ -93,7 +102,7 @@ class Program:
         self._block.__exit__(None, None, None)
         self._builder.emit_func_output(result)
         self._scope.__exit__(None, None, None)
-        return self._builder.finalize()
+        return self._builder.finalize().with_attr(ATTRIBUTE, json.dumps(self._uses))
 
     def _kernel(self, name: str, kernel: Any) -> Any:
         from tvm_ffi import StructuralKey
@@ -112,6 +121,12 @@ class Program:
         from tvm import tirx
 
         return Memory(tirx.decl_buffer((size,), dtype, name="x"), size, dtype, variable)
+
+
+def _elements(memory: Memory, tensors: Sequence[Stored]) -> int:
+    """How many elements of a memory tensors cover, where they do not overlap."""
+    own = [tensor for tensor in tensors if tensor.memory is memory]
+    return sum(math.prod(n for n, step in zip(each.shape, each.strides, strict=True) if step) for each in own)
 
 
 def build(module: Any, cpu: Cpu) -> Any:
