@@ -15,6 +15,7 @@ from mobilec.latency.sustained import curve
 from mobilec.passes.evidence import Cost, PassEvidence, Refusal
 from mobilec.passes.lint.judge import Finding, LintReport, Partition
 from mobilec.runtime.accuracy import Accuracy
+from mobilec.runtime.ceiling import Ceiling
 from mobilec.runtime.gates import Gate
 from mobilec.runtime.metrics import Metrics, Rate
 from mobilec.runtime.parity import OutputSummary
@@ -41,6 +42,16 @@ def full(
     ]
     item = artefact(label, median_ms, seed=seed)
     return replace(item, ops=op_table(ops), sustained=curve(windows, 120.0))
+
+
+def with_roofline(item: ArtifactProfile) -> ArtifactProfile:
+    """The first operator moves only; the others compute ever more for each byte."""
+    assert item.ops is not None
+    ops = tuple(
+        replace(op, macs=index * 10_000, bytes_moved=4000, bound_us=0.5, bound="compute" if index else "memory")
+        for index, op in enumerate(item.ops.ops)
+    )
+    return replace(item, ops=replace(item.ops, ops=ops, ceiling=Ceiling(2e11, 4e10, 2)))
 
 
 def rate(count: int, total: int = 200) -> Rate:
@@ -160,7 +171,10 @@ def folder(path: Path, name: str) -> Path:
 
 def everything(where: Path, name: str, *, ops: Sequence[str] = ("one", "two", "three")) -> list[Path]:
     """One file of each kind; ``name`` stands wherever a stranger's name may stand."""
-    fast, slow = full(f"{name} fast", 2.0, ops=ops), full(f"{name} slow", 3.0, ops=[f"{each}'" for each in ops], seed=1)
+    fast, slow = (
+        with_roofline(full(f"{name} fast", 2.0, ops=ops)),
+        full(f"{name} slow", 3.0, ops=[f"{each}'" for each in ops], seed=1),
+    )
     slow = replace(
         slow, checked=Checked(name, 3, 1e-6, 110.0), placement=(Placement(name, "conv", "ane", ("cpu",), 0.5),)
     )

@@ -202,7 +202,7 @@ def operators(rows: Sequence[Timed]) -> Section | None:
             if each.item.ops_note:
                 blocks += [Heading(each.name), Note(f"No times of single operators: {each.item.ops_note}", "dim")]
             continue
-        blocks += [Heading(each.name), *_operators(each, each.item.ops)]
+        blocks += [Heading(each.name), *_operators(each, each.item.ops), *_roofline(each, each.item.ops)]
     if not any(isinstance(block, Figure) for block in blocks):
         return None
     lead = (
@@ -267,6 +267,56 @@ def _operators(each: Timed, table: OpTable) -> list[Block]:
             spare=frozenset({0, 6}),
         ),
     ]
+
+
+def _roofline(each: Timed, table: OpTable) -> list[Block]:
+    """Kernels against what the machine reached; nothing where that was not measured."""
+    if table.ceiling is None:
+        return []
+    roof = plots.Roof(2e-9 * table.ceiling.macs_per_s, 1e-9 * table.ceiling.bytes_per_s)
+    works = tuple(
+        plots.Work(op.scope or op.name, 2 * op.macs / op.bytes_moved, 2e-3 * op.macs / op.time_us, op.share)
+        for op in table.ops
+        if op.macs and op.bytes_moved and op.time_us > 0
+    )
+    bounds = sum(op.bound_us or 0.0 for op in table.ops)
+    won = sorted(table.ops, key=lambda op: (op.bound_us or 0.0) - op.time_us)
+    cells = tuple(
+        (
+            word(each.name),
+            word(op.op),
+            word(op.scope or op.name, code=True),
+            number(op.time_us),
+            number(op.bound_us),
+            word(op.bound),
+            number(op.time_us - (op.bound_us or 0.0)),
+            number(op.macs, render.count(op.macs)),
+            number(op.bytes_moved, render.size(op.bytes_moved)),
+        )
+        for op in won
+    )
+    distance = f"{table.sum_us / bounds:.2f} times their bounds" if bounds else "without a bound"
+    reached = (
+        f"{render.digits(roof.gflops)} GFLOP/s in a product of matrices, {render.digits(roof.gbps)} GB/s in copies"
+    )
+    threads = render.plural(table.ceiling.threads, "thread")
+    told = f"All kernels together take {distance}. The roof is what this machine reached with {threads}: {reached}."
+    headers = ("artefact", "operator", "where", "µs", "bound, µs", "by", "to be won, µs", "MACs", "moves")
+    blocks: list[Block] = [Note(told)]
+    if works:
+        blocks.append(
+            Figure(
+                f"Roofline of {each.name}",
+                f"{told} A kernel is a circle as large as its share of the time; without arithmetic it is not shown.",
+                partial(plots.roofline, works, roof),
+                caption="Each kernel against the machine; a circle is as large as its share of the time",
+            )
+        )
+    title = f"Kernels of {each.name} by what could be won"
+    blocks.append(
+        Table("roofline", title, headers, cells, frozenset({3, 4, 6, 7, 8}), folded=title, spare=frozenset({0}))
+    )
+    return blocks
 
 
 def sustained(rows: Sequence[Timed]) -> Section | None:

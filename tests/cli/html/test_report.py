@@ -50,6 +50,17 @@ def test_what_devices_tell_is_shown(run: Callable, out: Path, tmp_path: Path) ->
     assert tables["placement"][0][1:6] == ["conv", "net", "ane", "cpu", 0.5]
 
 
+def test_kernels_stand_beside_what_the_machine_reaches(run: Callable, out: Path, tmp_path: Path) -> None:
+    timed = documents.with_roofline(documents.full("net", 2.0, ops=["a", "b", "c"]))
+    done = run("report", documents.profile(tmp_path / "p.json", report(timed)), "-o", out, "--json")
+    (section,) = (each for each in done.document["sections"] if each["id"] == "operators")
+    assert "take 4.00 times their bounds" in section["notes"][0]
+    assert "400 GFLOP/s in a product of matrices, 40.0 GB/s in copies" in section["notes"][0]
+    rows = next(table["rows"] for table in section["tables"] if table["name"] == "roofline")
+    assert [(row[5], row[6]) for row in rows] == [("compute", 2.5), ("compute", 1.5), ("memory", 0.5)]
+    assert out.read_text().count('class="work') == 4  # two with arithmetic, drawn twice
+
+
 def test_sections_without_anything_to_say_are_left_out(run: Callable, out: Path, tmp_path: Path) -> None:
     said(run, out, documents.lint(tmp_path / "lint.json", "net"))
     assert re.findall(r'<section id="([a-z]+)"', out.read_text()) == ["partitions", "again"]
