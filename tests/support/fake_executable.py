@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilec.export.artifact import Artifact, describe_files
-from mobilec.export.manifest import InputSpec, Manifest, OutputSpec
+from mobilec.export.manifest import MANIFEST_NAME, InputSpec, Manifest, OutputSpec
+from mobilec.export.manifest_io import manifest_to_json
 
 PROGRAM = """#!{python}
 import base64, json, os, signal, sys, time
@@ -68,6 +69,7 @@ def fake_artefact(folder: Path, architecture: str = "x86_64", name: str = "fake"
     (folder / "model").write_text(PROGRAM.format(python=sys.executable, facts=facts))
     (folder / "model").chmod(0o755)
     (folder / "model.so").write_bytes(b"")
+    (folder / "reference.pt2").write_bytes(b"")
     options = {"executable": {"file": "model"}, "architecture": architecture, "cpu_model": "x", "instructions": []}
     manifest = Manifest(
         schema_version=1,
@@ -91,4 +93,5 @@ def fake_artefact(folder: Path, architecture: str = "x86_64", name: str = "fake"
         tools={},
         files=describe_files(folder),
     )
+    (folder / MANIFEST_NAME).write_text(manifest_to_json(manifest))
     return Artifact(folder, manifest)

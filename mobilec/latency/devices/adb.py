@@ -12,6 +12,7 @@ from mobilec.latency.devices.ssh import push_error
 from mobilec.latency.devices.transport import plain_words, run_local, told
 
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_PATHS = re.compile(r"failed to copy '.*' to '.*': ")  # of this machine, in front of what went wrong
 _ADB_SECS = 20.0  # starting its server included
 HELP = {
     "unauthorized": "unlock it and allow USB debugging from this computer",
@@ -60,7 +61,7 @@ class Adb:
             words = "\n".join(filter(None, (done.output.decode(errors="replace").strip(), done.words)))
             if re.search(r"not found|offline|no devices|closed", words):
                 raise self.failure(done.status, words)
-            raise push_error(self.name, words, source.stat().st_size)
+            raise push_error(self.name, _PATHS.sub("", words), source.stat().st_size)
 
     def failure(self, status: int, words: str) -> BackendUnavailable:
         last = told(words.splitlines()[-1]) if words else f"adb ended with status {status}"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobilec.errors import BackendError
 from mobilec.latency.channel import Channel, Worker
 from mobilec.latency.devices import onnx_there
 from mobilec.latency.devices.fitness import onnx_refusal, own_processor_refusal
@@ -15,7 +16,7 @@ from mobilec.latency.devices.keeper import Keeper
 from mobilec.latency.devices.native_process import NativeProcess
 from mobilec.latency.devices.onnx_process import OnnxProcess
 from mobilec.latency.devices.survey import Survey, read_state, read_survey
-from mobilec.latency.devices.transport import Transport, run
+from mobilec.latency.devices.transport import Transport, run, told
 from mobilec.latency.runner import Job
 from mobilec.latency.samples import MachineFacts, MachineState
 
@@ -113,7 +114,10 @@ class ShellDevice:
     def _run(self, words: list[str]) -> None:
         done = run(self._transport, words, timeout_secs=_COMMAND_SECS)
         if done.status:
-            raise self._transport.failure(done.status, done.words)
+            if not self._keeper.holds:
+                raise self._transport.failure(done.status, done.words)
+            why = told(done.words.splitlines()[-1]) if done.words else f"status {done.status}"
+            raise BackendError(f"{self.name}: {words[0]} failed there: {why}", detail=done.words)
 
     def _ended(self, status: int) -> tuple[str, str]:
         """How a process there ended, and what to make of it."""

@@ -73,7 +73,7 @@ def board(tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     folder.mkdir()
     monkeypatch.setattr(Ssh, "folders", (str(folder),))
     forced = f'ForceCommand env PATH={tools}:/usr/bin:/bin sh -c "$SSH_ORIGINAL_COMMAND"'
-    with serving(server_folder, monkeypatch, forced) as server:
+    with serving(server_folder, monkeypatch, f"SetEnv HOME={tmp_path}", forced) as server:  # no login files
         yield Board(server.device, folder, server.process)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from latency.devices.conftest import SECS, Board, job_of, until
 
+from mobilec.cli.group import Verbs
+from mobilec.cli.main import VERBS
 from mobilec.errors import BackendError, BackendUnavailable, UsageError
 from mobilec.latency.devices.keeper import Keeper
 from mobilec.latency.devices.shell_device import ShellDevice
@@ -183,6 +187,23 @@ def test_interruption_leaves_nothing(board: Board, settings: Settings, artefacts
         timed(board, settings, artefacts(), progress=interrupt)
     assert board.left == []
     assert threading.active_count() < 20
+
+
+def test_the_command_line_keeps_what_was_timed(
+    board: Board, artefacts: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilec.latency.devices.table._check", lambda *_: None)
+    sick = artefacts("sick", os.uname().machine, fault="exit", at=5)
+    saved = tmp_path / "saved.json"
+    words = ["profile", sick.path, "--device", board.device, "--launches", 1, "--min-secs", 0, "--num-runs", 50]
+    result = CliRunner().invoke(Verbs(VERBS), [*map(str, words), "--json", "--no-history", "--save", str(saved)])
+    assert result.exit_code == 1
+    assert "error: sick: the measuring process exited with status 5 on ssh:" in result.stderr
+    for document in (json.loads(result.stdout), json.loads(saved.read_text())):
+        assert document["cut"].startswith("sick: the measuring process exited with status 5")
+        assert 0 < document["artifacts"][0]["latency"]["runs"] < 50
+        assert document["device"] == board.device
+    assert board.left == []
 
 
 def test_a_copy_is_whole(board: Board, tmp_path: Path) -> None:
