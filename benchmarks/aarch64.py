@@ -3,7 +3,7 @@
     python benchmarks/aarch64.py [--models NAME ...] [--cpu cortex-a76] [--input-size 64]
 
 Numbers only: an emulator says nothing of time. Needs ``mobilec[tvm,cross]`` and ``qemu-aarch64`` (Debian: qemu-user).
-The bar: largest error at most 1e-5 of the largest logit, with one thread and with two.
+The bar: largest error at most 1e-4 of the largest logit, with one thread and with two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common import SMALLEST, markdown
 from mobilec.export.standalone import executable_of
 from mobilec.runtime.load import load_reference
 
-BAR = 1e-5
+BAR = 1e-4
 
 
 def measure(name: str, cpu: str, size: int, emulator: str, folder: Path) -> list[str]:
@@ -65,7 +65,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(name, chosen.cpu, chosen.input_size, emulator, Path(folder)))
         print(rows[-1], file=sys.stderr)
-    print(markdown(["model", "export s", "executable MB", "error of largest logit", "within 1e-5"], rows))
+    print(markdown(["model", "export s", "executable MB", "error of largest logit", "within 1e-4"], rows))
     if any(row[-1] != "yes" for row in rows):
         sys.exit("an output is off")
 

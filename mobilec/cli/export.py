@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         "Model and weights": ("checkpoint", "num_classes", "replace_head", "pretrained"),
         "Input": ("input_size", "input_shape", "dynamic_batch"),
         "Preprocessing, kept in the manifest": ("mean", "std", "color", "crop_pct", "labels"),
-        "Format": ("precision", "deployment_target", "cpu", "executable", "image_input"),
+        "Format": ("precision", "deployment_target", "cpu", "executable", "tuning", "image_input"),
         "Fewer bits": ("compress", "keep", "sensitivity", "keep_fp32", "images"),
         "Rewrites": ("target", "skip_rule", "only_rule", "rule_files", "proof", "explain"),
     },
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
 @click.option("--deployment-target", metavar="iOSN", help="Oldest system that must load it (Core ML).")
 @click.option("--cpu", metavar="NAME", help="host, x86-64-v3, cortex-a76, ...: whose kernels (tvm).  [default: host]")
 @click.option("--executable", is_flag=True, help="Write a static program with the model inside, too (tvm).")
+@click.option("--tuning", type=FOLDER, metavar="FILE", help="Use what `mobilec tune` found to be faster (tvm).")
 @click.option("--image-input", is_flag=True, help="Take pixels 0..255 and normalise inside the model.")
 @click.option("--compress", metavar="SCHEME", help="Weights alone: int8, or palettize4, 6 or 8 (Core ML).")
 @click.option(
@@ -109,6 +110,7 @@ def command(
     deployment_target: str | None,
     cpu: str | None,
     executable: bool,
+    tuning: Path | None,
     image_input: bool,
     compress: str | None,
     keep: tuple[str, ...],
@@ -166,6 +168,7 @@ def command(
             deployment_target=deployment_target,
             cpu=cpu,
             executable=executable,
+            tuning=tuning,
             image_input=image_input,
             labels=names,
             preprocessing=preprocessing,

@@ -21,6 +21,7 @@ VERBS = {
     "history": "mobilec.cli.history",
     "report": "mobilec.cli.report",
     "devices": "mobilec.cli.devices",
+    "tune": "mobilec.cli.tune",
     "lint": "mobilec.cli.lint",
     "ranges": "mobilec.cli.ranges",
     "passes": "mobilec.cli.passes",

@@ -56,6 +56,7 @@ def compile(
     deployment_target: str | None = None,
     cpu: str | None = None,
     executable: bool = False,
+    tuning: str | Path | None = None,
     image_input: bool = False,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
@@ -86,6 +87,7 @@ def compile(
         dynamic_batch: leave the batch size open (ONNX).
         cpu: what native kernels are compiled for (tvm): ``host`` or one of LLVM's names, this machine by default.
         executable: write a static executable with the model inside as well (tvm).
+        tuning: record of ``mobilec tune``, whose faster tiles are used (tvm).
         deployment_target: oldest system that must load the file (Core ML), ``iOS17`` by default.
         image_input: take pixels 0..255 and normalise inside the model (Core ML).
         labels: class names by index. Core ML returns the most probable one and probabilities; others keep the names
@@ -131,6 +133,7 @@ def compile(
         images=images,
         keep_fp32=keep_fp32,
         executable=executable,
+        tuning=tuning,
     )
     check_out(out, force)
     tell("building the model")
@@ -177,6 +180,7 @@ def compile(
             deployment_target=plan.deployment_target,
             cpu=plan.cpu,
             executable=plan.executable,
+            tuning=plan.tuning,
             labels=plan.labels if plan.writer.classifier else None,
             description=f"{provenance.model}: {provenance.weights.summary}",
             facts=_facts(provenance, plan, inputs),

@@ -25,6 +25,7 @@ class Plan:
     Attributes:
         rules: the target's rewrites, then those of ``rule_files``; without the ``skipped`` ones, or ``only`` those.
         cpu: what native kernels are for, None for this machine. executable: write a static executable too.
+        tuning: record of measured tiles for it.
         deployment_target: in coremltools' spelling, None for the writer's default.
         labels: class names by index. created: UTC, ISO 8601.
         compression: None for a plain export. images: to calibrate on, none for built-in probes.
@@ -48,6 +49,7 @@ class Plan:
     images: tuple[str | Path, ...] = ()
     keep_fp32: tuple[str, ...] = ()
     executable: bool = False
+    tuning: Path | None = None
 
     @property
     def stored_precision(self) -> str:
@@ -76,6 +78,7 @@ def make_plan(
     images: Sequence[str | Path] | str | Path = (),
     keep_fp32: Sequence[str] | str = (),
     executable: bool = False,
+    tuning: str | Path | None = None,
 ) -> Plan:
     """Choices with their defaults filled in.
 
@@ -97,6 +100,10 @@ def make_plan(
         raise UsageError(f"a CPU is not for {writer.title}", hint="leave --cpu out")
     if executable and not writer.takes_cpu:
         raise UsageError(f"an executable is not for {writer.title}", hint="leave --executable out, or export --to tvm")
+    if tuning is not None and not writer.takes_cpu:
+        raise UsageError(f"a tuning record is not for {writer.title}", hint="leave --tuning out, or export --to tvm")
+    if tuning is not None and not Path(tuning).exists():
+        raise UsageError(f"there is no tuning record at {tuning}", hint="`mobilec tune` writes one")
     writer.check(cpu, executable)
     if deployment_target is not None:
         if not writer.deployment_targets:
@@ -132,6 +139,7 @@ def make_plan(
         images=(images,) if isinstance(images, str | Path) else tuple(images),
         keep_fp32=kept,
         executable=executable,
+        tuning=None if tuning is None else Path(tuning),
     )
 
 

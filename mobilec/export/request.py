@@ -31,7 +31,7 @@ class WriteRequest:
         palettes: weights that are tables of few values, by their bytes in the type that is stored.
         keep_fp32: names of nodes of the program that an fp16 file computes in float32.
         cpu: what native kernels are compiled for, as the user named it; None for this machine.
-        executable: write a static executable too.
+        executable: write a static executable too. tuning: record of measured tiles to use, or None.
         simplify: let the backend's own simplifier run; without, the file is what its converter gave (for a comparison).
     """
 
@@ -50,6 +50,7 @@ class WriteRequest:
     simplify: bool = True
     cpu: str | None = None
     executable: bool = False
+    tuning: Path | None = None
     keep_fp32: frozenset[str] = frozenset()
     palettes: Mapping[bytes, Palette] = field(default_factory=dict)
 

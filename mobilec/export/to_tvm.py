@@ -33,13 +33,16 @@ def write(request: WriteRequest) -> Written:
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
+    from mobilec.export.kernels.tiles import Tiles
+    from mobilec.export.tuning import read_choices
 
     cpu = find_cpu(request.cpu or HOST)
     program = tensors_only(request.program)
+    tiles = Tiles(cpu, read_choices(request.tuning, cpu) if request.tuning else None)
     request.progress("choosing kernels")
     with quiet() as log:
         try:
-            module = lower(program, cpu, [spec.name for spec in request.inputs])
+            module = lower(program, cpu, [spec.name for spec in request.inputs], tiles)
             request.progress(f"compiling {len(module.functions) - 1} kernels")
             executable = build(module, cpu)
             write_account(request.folder, account(module, program))
@@ -62,7 +65,12 @@ def write(request: WriteRequest) -> Written:
     }
     if request.executable:
         options["executable"] = {"file": EXECUTABLE}
-    return Written(options)
+    notes: tuple[str, ...] = ()
+    if request.tuning:
+        options["tuning"] = {"record": request.tuning.name, "kernels": tiles.taken}
+        if not tiles.taken:
+            notes = (f"{request.tuning.name} holds nothing for these kernels, this CPU and this version.",)
+    return Written(options, notes)
 
 
 def check(cpu: str | None, executable: bool) -> None:

@@ -49,6 +49,7 @@ class Tiles:
     def __init__(self, cpu: Cpu, measured: Mapping[Product, tuple[int, int]] | None = None) -> None:
         """``measured``: (rows, vectors) of tiles to take instead of the cheapest; those that do not fit are not."""
         self.chosen: dict[Product, Tile] = {}
+        self.taken = 0  # how many products have a measured one
         self._cpu = cpu
         self._measured = measured or {}
 
@@ -59,6 +60,7 @@ class Tiles:
         if wanted is not None:
             known = {(each.rows, each.vectors): each for each in tiles_by_cost(rows, columns, depth, self._cpu)}
             tile = known.get(wanted, tile)
+            self.taken += wanted in known and product not in self.chosen
         self.chosen[product] = tile
         return tile
 
