@@ -53,13 +53,16 @@ class Link:
 
     def ask(self, request: dict[str, Any], *, stage: str, takes_secs: float = 0.0) -> Any:
         """As ``Worker.ask``, answered by the board (``board.ask`` lists requests)."""
+        if not self.stands:
+            raise BackendError(f"{self.pool}: {self.board} was lost")
         try:
             return self._worker.ask({"do": "ask", "request": request}, stage=stage, takes_secs=takes_secs)
         except MobilecError as error:
-            if not self.stands:
+            message = error.message.removeprefix(f"{self.pool}: ")
+            if message.startswith("the measuring process"):  # the link's own: gone, or silent
+                self.close()
                 raise
             # Said by the board, in the name of the artefact: whom this link belongs to is no part of it.
-            message = error.message.removeprefix(f"{self.pool}: ")
             raise type(error)(message, hint=error.hint, detail=error.detail) from error
 
     def upload(self, source: Path, target: str, *, takes_secs: float) -> None:

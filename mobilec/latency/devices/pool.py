@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mobilec import __version__
 from mobilec.errors import BackendError, BackendUnavailable, MobilecError, UsageError
 from mobilec.latency.devices.board import ENGINES
 from mobilec.latency.devices.board_link import Link, RelayedProcess
@@ -35,6 +36,7 @@ _MAGIC, _SUMMARY = 0x2F271, 6  # of TVM's tracker protocol (tvm/rpc/base.py)
 _TRACKER_SECS = 10.0
 _EMPTY_SECS = 15.0  # without any board, before a sweep is given up
 _POLL_SECS = 0.5
+_PATIENCE_SECS = 30.0  # with a board, beyond its own with a process
 _SLOWEST_LINE = 1e6  # bytes a second
 _MODEL_FILES = {"onnx": "model.onnx", "tvm": "model.so"}
 
@@ -246,7 +248,7 @@ def _board(
     """One place in the queue: get a board, time artefacts on it while there are any, and queue again if it is lost."""
     try:
         while not state.over:
-            link = Link(name, *pool, timeout_secs=wish.timeout_secs)
+            link = Link(name, *pool, timeout_secs=wish.timeout_secs + _PATIENCE_SECS)
             with state.lock:
                 if state.stopped:
                     link.close()
@@ -267,12 +269,17 @@ def _board(
                 link.close()
     except BaseException as error:  # raised by the thread that watches
         with state.lock:
-            state.error, state.stopped = error, True
+            if not state.stopped:  # else the link was closed under it
+                state.error, state.stopped = error, True
 
 
 def _drain(state: _Sweep, link: Link, task: Callable[[int, _Placed], ProfileReport]) -> None:
     """Time what waits on one board. Raises BackendError when the board is lost; its artefact then waits again."""
     told = link.ask({"do": "facts"}, stage="while its facts were read")
+    if told["version"] != __version__:
+        raise UsageError(
+            f"{link.board} runs mobilec {told['version']}, this is {__version__}", hint="install the same on both"
+        )
     placed = _Placed(link, _facts(told["facts"]))
     while True:
         with state.lock:
