@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels import arithmetic as ar
-from mobilec.export.kernels import attention, layers
+from mobilec.export.kernels import attention, joins, layers
 from mobilec.export.kernels.lowering import Context, Found, Pending
 from mobilec.export.kernels.values import (
     Gathered,
@@ -428,22 +428,5 @@ def _pad(context: Context, node: Node, x: Node, pads: list[int], mode: str = "co
     return context.program.call("pad", [*leaves(filling), *leaves(source)], shape, order_of(source), "float32", write)
 
 
-def _concatenate(context: Context, node: Node, parts: list[Node], axis: int = 0) -> Stored:
-    """Each part copied to its place, all in one kernel."""
-    from mobilec.export.kernels.loops import seq
-    from mobilec.export.kernels.pointwise import pointwise
-    from mobilec.export.kernels.values import leaves, order_of
-
-    shape = layers.shape_of(node)
-    axis %= len(shape)
-    values = [context.value(part) for part in parts]
-    sizes = [value.shape[axis] for value in values]
-    starts = [sum(sizes[:at]) for at in range(len(sizes))]
-    largest = max(values, key=lambda value: value.shape[axis])
-
-    def write(target: Stored) -> Any:
-        places = [cut(target, axis, start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        return seq([pointwise(value, place, context.cpu) for value, place in zip(values, places, strict=True)])  # type: ignore[arg-type]
-
-    inputs = [leaf for value in values for leaf in leaves(value)]
-    return context.program.call("concat", inputs, shape, order_of(largest), "float32", write)
+def _concatenate(context: Context, node: Node, parts: list[Node], axis: int = 0) -> Found:
+    return layers.settle(context, node, joins.concatenate(context, node, parts, axis))

@@ -129,6 +129,15 @@ def leaves(value: Value) -> list[Stored]:
     return leaves(value.source) if isinstance(value, Gathered) else []
 
 
+def substitute(tree: Value, held: Value) -> Value:
+    """``tree`` with ``held`` in the place of every Hole."""
+    if isinstance(tree, Hole):
+        return held
+    if isinstance(tree, Map):
+        return replace(tree, operands=tuple(substitute(part, held) for part in tree.operands))
+    return replace(tree, source=substitute(tree.source, held)) if isinstance(tree, Gathered) else tree
+
+
 def is_long(value: Value) -> bool:
     """Whether evaluating ``value`` takes many instructions."""
     from mobilec.export.kernels.arithmetic import LONG

@@ -182,3 +182,25 @@ def test_what_has_no_kernel_is_named() -> None:
         run_native(nn.Sequential(Sorted()), [numbers(2, 3)])
     with pytest.raises(ExportError, match="int64: native kernels compute in float32 only"):
         run_native(With(lambda x: x + 1), [torch.ones(2, dtype=torch.int64)])
+
+
+def test_concatenations_are_written_by_the_kernels_of_their_parts() -> None:
+    conv, narrow, depthwise = nn.Conv2d(20, 20, 1), nn.Conv2d(20, 7, 1), nn.Conv2d(20, 20, 3, padding=1, groups=20)
+    gate = torch.rand(1, 27, 4, 4)
+
+    def gated(c: nn.Module, n: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([F.gelu(c(x)), n(x)], 1) * F.interpolate(gate, size=(7, 7)) + 1.0
+
+    def ghost(c: nn.Module, d: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        first = F.relu(c(x))
+        return F.relu(torch.cat([first, F.relu(d(first)), x[:, 3:6]], 1)) * 0.5
+
+    parts = [
+        With(gated, conv, narrow),
+        With(ghost, conv, depthwise),
+        With(lambda c, x: torch.cat([c(x), c(x) * 2.0], 2), conv),
+        With(lambda c, x: torch.cat([c(x), x.transpose(2, 3)], 3) - 1.0, conv),
+        With(lambda c, x: torch.cat([y := c(x), y], 1).mean(1), conv),
+        lambda x: torch.cat([x, x + 1.0], 0),
+    ]
+    check_native(parts, [numbers(2, 20, 7, 7)])
