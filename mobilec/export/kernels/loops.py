@@ -11,8 +11,9 @@ from mobilec.export.kernels.values import Gathered, Stored, Value, address, eval
 Expr = Any
 Stmt = Any
 
-# A parallel launch costs a microsecond or two; less work than this many operations stays on one thread.
-WORTH_A_LAUNCH = 30_000
+# A parallel launch costs a microsecond or two, so what one thread does in three stays on it. In operations on what lies
+# in registers, as products have them; others count what an element costs them in these.
+WORTH_A_LAUNCH = 300_000
 STACK_FLOATS = 16_384
 _numbers = count()
 

@@ -9,7 +9,8 @@ from mobilec.export.kernels.loops import nest, over_lanes, store
 from mobilec.export.kernels.values import Map, Stored, Value, coalesce, evaluate, permute, vectors_along
 
 Stmt = Any
-OPERATIONS_OF_A_FUNCTION = 4
+OPERATIONS_OF_A_COPY = 10  # a read and a write in the second-level cache, in the operations of WORTH_A_LAUNCH
+OPERATIONS_OF_A_FUNCTION = 5
 
 
 def pointwise(tree: Value, target: Stored, cpu: Cpu) -> Stmt:
@@ -20,7 +21,7 @@ def pointwise(tree: Value, target: Stored, cpu: Cpu) -> Stmt:
     *outer, last = target.shape or (1,)
     rank = len(outer)
     lanes = cpu.lanes if vectors_along(tree, rank) else 1
-    work = (2 + OPERATIONS_OF_A_FUNCTION * _functions(tree)) * last
+    work = (OPERATIONS_OF_A_COPY + OPERATIONS_OF_A_FUNCTION * _functions(tree)) * last
     if not outer:  # one long row: cut it, so that threads can share it
         for parts in (64, 32, 16, 8, 4, 2):
             if last % (parts * lanes) == 0:

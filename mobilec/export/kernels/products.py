@@ -18,6 +18,7 @@ from mobilec.export.kernels.values import Stored, Value, evaluate
 
 Expr = Any
 Stmt = Any
+FACTOR = 8  # reading a factor from far memory, in multiply-adds: what the product of a single row is bound by
 FEW_ROWS = 190  # below, threads share out the weights; above, the rows, whose neighbours the next layer wants near
 
 
@@ -141,7 +142,7 @@ def _tiled(
 
         return by_run(tile, number, strips)
 
-    work = 2 * tile.rows * tile.vectors * tile.lanes * depth if shared else 0
+    work = 2 * (tile.rows + FACTOR) * tile.vectors * tile.lanes * depth if shared else 0
     if rows < FEW_ROWS:
         return nest([*batch, across, down], lambda i: block(i[:rank], i[rank + 1], i[rank]), work=work)
     return nest([*batch, down, across], lambda i: block(i[:rank], i[rank], i[rank + 1]), work=work)

@@ -81,7 +81,7 @@ def reduce(source: Value, axes: Sequence[int], start: float, combine: Combine, t
             place = index or [0]
             return total.scope(seq([*sums, store(flat_target, evaluate(flat_tree, place, hole=total.get(0)), place)]))
 
-        return nest(kept, row, work=2 * math.prod(rest))
+        return nest(kept, row, work=8 * math.prod(rest))
     covered = pieces(kept[-1], cpu.lanes)
     lanes = covered[0][1]
     axis = len(kept) - 1
@@ -97,7 +97,7 @@ def reduce(source: Value, axes: Sequence[int], start: float, combine: Combine, t
         done = store(flat_target, evaluate(flat_tree, place, axis, lanes, total.get(0)), place, axis, lanes)
         return total.scope(seq([total.put(0, filled(start, lanes)), over(rest, term), done]))
 
-    return nest([*kept[:-1], len(covered)], strip, work=2 * lanes * math.prod(rest))
+    return nest([*kept[:-1], len(covered)], strip, work=8 * lanes * math.prod(rest))
 
 
 def piece_start(piece: Expr, size: int, lanes: int) -> Expr:
@@ -119,7 +119,7 @@ def softmax(source: Value, axis: int, target: Stored, lane_axis: int, cpu: Cpu) 
     outer = [shape[a] for a in order[:-1]]
     lanes = pieces(shape[lane_axis], cpu.lanes)[0][1]
     if not across:
-        return nest(outer, lambda index: _softmax_row(moved, out, index, size, lanes), work=12 * size)
+        return nest(outer, lambda index: _softmax_row(moved, out, index, size, lanes), work=28 * size)
     last = len(outer) - 1
 
     def strip(index: list[Expr]) -> Stmt:
@@ -153,7 +153,7 @@ def softmax(source: Value, axis: int, target: Stored, lane_axis: int, cpu: Cpu) 
 
         return state.scope(scratch(size * lanes, kept))
 
-    return nest([*outer[:-1], -(-outer[-1] // lanes)], strip, work=12 * size * lanes)
+    return nest([*outer[:-1], -(-outer[-1] // lanes)], strip, work=28 * size * lanes)
 
 
 def _softmax_row(source: Value, target: Stored, index: list[Expr], size: int, lanes: int) -> Stmt:
@@ -220,4 +220,4 @@ def normalise(source: Stored, groups: int, inner: int, epsilon: float, tree: Val
         ]
         return mean.scope(scale.scope(seq(body)))
 
-    return nest(outer, one, work=8 * count)
+    return nest(outer, one, work=15 * count)
