@@ -27,7 +27,7 @@ _SPARE = 64  # bytes behind the weights, so that the last ones end no page
 _SOURCES = ("main.c", "model.c", "pool.c", "facts.c", "json.c")
 _FLAGS = ("-static", "-O2", "-std=gnu11", "-fno-sanitize=all", "-s")
 # What Linux calls instruction sets, where LLVM calls them otherwise.
-_LINUX_NAMES = {
+LINUX_NAMES = {
     "sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "lzcnt": "abm", "bmi": "bmi1", "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16", "avx512fp16": "avx512_fp16", "avx512vbmi2": "avx512_vbmi2",
     "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avxvnni": "avx_vnni",
@@ -93,7 +93,7 @@ weights:
 def plan_source(calls: Calls, request: WriteRequest, cpu: Cpu) -> str:
     """The tables of one model in C."""
     facts = {**request.facts, "cpu": cpu.name, "cpu_model": cpu.model, "architecture": cpu.architecture}
-    instructions = [_LINUX_NAMES.get(name, name) for name in cpu.features]
+    instructions = [LINUX_NAMES.get(name, name) for name in cpu.features]
     inputs = zip(request.inputs, calls.inputs, strict=True)
     outputs = zip(request.outputs, calls.outputs, strict=True)
     kernels = sorted({call.kernel for call in calls.calls})

@@ -5,34 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mobilec.export.standalone import LINUX_NAMES
 from mobilec.latency.devices.survey import Survey
 
 if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
 
-# LLVM's names of instruction sets -> Linux's in /proc/cpuinfo, where they differ by more than a dot.
-_KERNEL_NAMES = {
-    "sse3": "pni",
-    "lzcnt": "abm",
-    "avx512vnni": "avx512_vnni",
-    "avx512bf16": "avx512_bf16",
-    "avx512fp16": "avx512_fp16",
-    "avx512vbmi2": "avx512_vbmi2",
-    "avx512bitalg": "avx512_bitalg",
-    "avx512vpopcntdq": "avx512_vpopcntdq",
-    "avxvnni": "avx_vnni",
-    "amx-tile": "amx_tile",
-    "amx-int8": "amx_int8",
-    "amx-bf16": "amx_bf16",
-    "bmi": "bmi1",
-    "bmi2": "bmi2",
-    "neon": "asimd",
-    "fp-armv8": "fp",
-    "dotprod": "asimddp",
-    "fullfp16": "asimdhp",
-    "lse": "atomics",
-    "rdm": "asimdrdm",
-}
 _BASIS = {"aarch64": "asimd", "x86_64": "sse2"}  # what every processor of an architecture lists
 
 
@@ -46,7 +24,7 @@ def own_processor_refusal(options: Mapping[str, Any], survey: Survey) -> str:
         return f"it is compiled for {wanted}, the device is {here or 'unknown'}{narrow}; export with --cpu for it"
     if _BASIS.get(here) not in survey.flags:
         return ""  # the kernel does not list them in the usual way: the executable looks itself when it starts
-    needed = {name: _KERNEL_NAMES.get(name, name.replace(".", "_")) for name in options.get("instructions", ())}
+    needed = {name: LINUX_NAMES.get(name, name) for name in options.get("instructions", ())}
     missing = sorted(name for name, flag in needed.items() if flag not in survey.flags)
     if missing:
         cpu = options.get("cpu_model", "another CPU")
