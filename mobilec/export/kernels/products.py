@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mobilec.export.kernels.values import Stored, Value, evaluate
 Expr = Any
 Stmt = Any
 FACTOR = 8  # reading a factor from far memory, in multiply-adds: what the product of a single row is bound by
+STREAMS = 4  # of weights, for a single row
 FEW_ROWS = 190  # below, threads share out the weights; above, the rows, whose neighbours the next layer wants near
 
 
@@ -99,6 +101,11 @@ def local_product(left: Value, right: Value, tree: Value, target: Value, cpu: Cp
     return _tiled(left, vector, tile, tree, target, shared=False)
 
 
+def _streams(rows: int, depth: int) -> int:
+    """In how many places at once a single row reads its weights: one alone waits for memory at the end of each page."""
+    return next((count for count in (STREAMS, STREAMS // 2) if depth % count == 0), 1) if rows == 1 else 1
+
+
 def _tiled(
     left: Value,
     right: Callable[[list[Expr], Run, Expr, int], Expr],
@@ -116,23 +123,30 @@ def _tiled(
     def one(index: list[Expr], row: Expr, height: int, run: Run) -> Stmt:
         columns, width = run.columns, len(run.columns)
         places = [(i, at) for i in range(height) for at in range(width)]
-        sums = Registers([columns[at][1] for _, at in places])
+        streams = _streams(rows, depth)
+        sums = Registers([columns[at][1] for _ in range(streams) for _, at in places])
 
         def terms(k: Expr) -> Stmt:
-            factors = [right(index, run, k, at) for at in range(width)]
-            rows_of = [evaluate(left, [*index, row + i, k]) for i in range(height)]
-            return seq(
-                [
+            done = []
+            for stream in range(streams):
+                term = k + stream * (depth // streams)
+                factors = [right(index, run, term, at) for at in range(width)]
+                rows_of = [evaluate(left, [*index, row + i, term]) for i in range(height)]
+                done += [
                     sums.put(n, sums.get(n) + spread(rows_of[i], columns[at][1]) * factors[at])
-                    for n, (i, at) in enumerate(places)
+                    for n, (i, at) in enumerate(places, stream * len(places))
                 ]
-            )
+            return seq(done)
+
+        def total(n: int) -> Expr:
+            parts = [sums.get(n + stream * len(places)) for stream in range(streams)]
+            return reduce(lambda a, b: a + b, parts)
 
         done = finish(
             tree, target, lambda i, column: [*index, row + i, column], height, columns,
-            lambda i, at: sums.get(i * width + at),
+            lambda i, at: total(i * width + at),
         )  # fmt: skip
-        return sums.scope(seq([*sums.fill(0.0), loop(depth, terms), *done]))
+        return sums.scope(seq([*sums.fill(0.0), loop(depth // streams, terms), *done]))
 
     def block(index: list[Expr], strip: Expr, number: Expr) -> Stmt:
         def strips(run: Run) -> Stmt:
