@@ -69,6 +69,8 @@ def test_options_reach_compile(run: Callable, calls: list, tmp_path: Path) -> No
         "target": "ane",
         "dynamic_batch": True,
         "deployment_target": "iOS18",
+        "executable": False,
+        "tuning": None,
         "image_input": True,
         "labels": ("a", "b"),
         "preprocessing": None,
