@@ -76,6 +76,10 @@ def parse(device: str) -> tuple[str, str]:
         raise UsageError(f"{device!r} is no device", hint=did_you_mean(kind, KINDS, f"there is {forms}"))
     if bool(address) != (kind != HERE) and kind != "coreml":
         raise UsageError(f"{device!r} is no device", hint=f"write {KINDS[kind].form}")
+    if kind == "coreml":
+        from mobilec.latency.devices.coreml import units_of
+
+        units_of(address)
     return kind, address
 
 
