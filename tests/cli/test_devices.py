@@ -109,14 +109,15 @@ def test_serving_until_interrupted() -> None:
             lines.append(process.stdout.readline())
             assert lines[-1], process.communicate()[1]
         document = json.loads("".join(lines))
+        assert "error" not in document, document
         assert document["device"] == f"rpc:127.0.0.1:{document['tracker'][1]}/mobilec"
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3
-        process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=60)
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "Traceback" not in complaints
     assert not [child for child in psutil.wait_procs(children, timeout=60)[1] if child.status() != "zombie"]
