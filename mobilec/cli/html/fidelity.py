@@ -26,7 +26,7 @@ def accuracy(results: Results, rows: Sequence[Timed]) -> Section | None:
         return None
     blocks: list[Block] = []
     points = _points(measured, rows)
-    if points:
+    if len(points) > 1:
         told = "; ".join(f"{each.name}: {render.ms(each.latency_ms)}, {render.percent(each.share)}" for each in points)
         figure = Figure(
             "Accuracy against latency",
@@ -34,7 +34,7 @@ def accuracy(results: Results, rows: Sequence[Timed]) -> Section | None:
             partial(plots.pareto, points),
         )
         blocks.append(figure)
-    elif rows:
+    elif rows and not points:
         blocks.append(Note("None of the artefacts with an accuracy was timed here, so they cannot be set against it."))
     cells: list[tuple[Cell, ...]] = []
     latency = {each.artefact: row.item.latency.median_ms for each in measured for row in rows[::-1] if _same(each, row)}
@@ -63,7 +63,7 @@ def accuracy(results: Results, rows: Sequence[Timed]) -> Section | None:
     blocks.append(Table("accuracy", caption, headers, tuple(cells), frozenset(range(3, 10)), spare=frozenset({7})))
     datasets = ", ".join(dict.fromkeys(short_name(each.accuracy.data) for each in measured if each.accuracy))
     lead = f"On the images of {datasets}. Agreement is the share of images on which PyTorch chooses the same class."
-    if points:
+    if len(points) > 1:
         lead += " In the chart, up and left is better; the line joins what nothing else here beats."
     return Section("accuracy", "Accuracy", lead, tuple(blocks))
 
