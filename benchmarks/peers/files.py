@@ -26,9 +26,12 @@ from peers.runtimes import CONVERTED_HERE, HERE, Environment, Way
 CONVERT = Path(__file__).resolve().parent / "convert.py"
 CONVERSION_SECS = 3600.0
 Tell = Callable[[str], None]
-# What decides how a file comes out: folders of the package, by kind.
-_CODE = {"onnx": ("mobile", "passes", "export"), "native": ("mobile", "passes", "export")}
-_PEER_CODE = ("mobile",)
+# What decides how a file comes out: parts of the package, by kind.
+_CODE = {
+    "onnx": ("mobile/*.py", "passes/**/*.py", "export/*.py"),
+    "native": ("mobile/*.py", "passes/**/*.py", "export/*.py", "export/kernels/*.py"),
+}
+_PEER_CODE = ("mobile/*.py",)
 
 
 def default_cache() -> Path:
@@ -142,7 +145,7 @@ def _digest(kind: str, environment: Environment) -> str:
     here = ("torch", "apache-tvm") if kind == "native" else ("torch",)
     facts = [*environment.requirements, *(f"{name}=={version(name)}" for name in here)]
     found.update(json.dumps(facts).encode())
-    for room in _CODE.get(kind, _PEER_CODE):
-        for path in sorted((ROOT / "mobilec" / room).rglob("*.py")):
+    for part in _CODE.get(kind, _PEER_CODE):
+        for path in sorted((ROOT / "mobilec").glob(part)):
             found.update(path.read_bytes())
     return found.hexdigest()

@@ -32,9 +32,12 @@ class Run:
 
     @property
     def fastest_peer(self) -> Result | None:
-        """Of those that run the plain export and answer right."""
+        """Of those that run the plain export and answer right: the one that we are least ahead of, round by round."""
         peers = [result for result in self.results if WAYS[result.way].plain and result.right]
-        return min(peers, key=lambda result: result.median_ms, default=None)
+        if not self.ours.right:
+            return min(peers, key=lambda result: result.median_ms, default=None)
+        ours = self.ours.medians_ms
+        return min(peers, key=lambda result: float(np.median(log_ratios(result.medians_ms, ours))), default=None)
 
     @property
     def bound_ms(self) -> float:
