@@ -54,10 +54,11 @@ int64_t resident_bytes(bool highest) {
 }
 
 int usable_cores(void) {
+    static int count;
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set))
-        return 1;
-    return CPU_COUNT(&set);
+    if (!count)
+        count = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    return count;
 }
 
 // --- instructions ---------------------------------------------------------------------------------------------------

@@ -270,6 +270,7 @@ static int serve(void) {
         if (!json_flush())
             break;
     }
+    free(line);
     return 0;
 }
 
@@ -432,6 +433,7 @@ static bool read_option(char **at, int *used) {
 int main(int count, char **arguments) {
     int64_t begun = now_ns();
     baseline_bytes = resident_bytes(false);
+    usable_cores(); // before threads are bound to some of them
     signal(SIGPIPE, SIG_IGN);
     signal(SIGILL, end_of_an_illegal_instruction);
     for (int at = 1, used; at < count; at += used) {

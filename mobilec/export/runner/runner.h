@@ -68,7 +68,7 @@ int pool_threads(void);
 // --- the machine (facts.c) ------------------------------------------------------------------------------------------
 
 const char *missing_instruction(void); // the first that this CPU lacks, or NULL
-int usable_cores(void);
+int usable_cores(void); // when first asked
 int64_t resident_bytes(bool highest);
 
 // --- JSON (json.c): one text, written out whole ---------------------------------------------------------------------
