@@ -18,12 +18,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
 def _start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """In a process group of its own; SIGINT is not ignored even where the test runner ignores it."""
-
-    def listen() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
+    """In a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "mobilec.cli.main", *arguments],
         cwd=folder,
@@ -31,7 +26,6 @@ def _start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=listen,
     )
 
 
