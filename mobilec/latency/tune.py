@@ -112,9 +112,9 @@ def tune(
         progress("compiling the usual kernels", 0, candidates)
         usual = builder.variant({})
         count = usual.session.threads or 1
-        choosable = {p: tiles_by_cost(p.rows, p.columns, p.depth, cpu) for p in usual.tiles}
+        choosable = {p: tiles_by_cost(p.rows, p.columns, p.depth, cpu) for p in _with_calls(usual)}
         trials = {(trial.product, trial.tile): trial for trial in read_trials(record, cpu, count)}
-        trials = {key: trial for key, trial in trials.items() if key[0] in usual.tiles}
+        trials = {key: trial for key, trial in trials.items() if key[0] in choosable}
         measured = 0
         for at in range(1, candidates + 1):
             wanted = {p: (t[at].rows, t[at].vectors) for p, t in choosable.items() if at < len(t)}
@@ -139,7 +139,7 @@ def tune(
         usual.session.close()
     kept = whole is not None and whole.verdict != "slower"
     set_choices(record, cpu, list(usual.tiles), [choice.trial for choice in choices] if kept else [])
-    return Tuning(cpu.name, count, len(usual.tiles), len(trials), measured, choices, whole, kept, str(record))
+    return Tuning(cpu.name, count, len(choosable), len(trials), measured, choices, whole, kept, str(record))
 
 
 def _rewritten(artifact: Artifact, rule_files: Sequence[str | Path]) -> Any:
@@ -190,6 +190,13 @@ class _Builder:
         return _Variant(session, {product: (t.rows, t.vectors) for product, t in chooser.chosen.items()})
 
 
+def _with_calls(variant: _Variant) -> list[Product]:
+    """The products that have kernels of their own; others became part of a larger one, and cannot be timed alone."""
+    session = variant.session
+    (run,) = session.kernel_times(make_inputs(session.inputs), 1)
+    return [product for product, seconds in _by_product(run, list(variant.tiles)).items() if seconds]
+
+
 def _compared(usual: _Variant, other: _Variant, tiles: dict[Product, Size], rounds: int) -> list[Trial]:
     """Times of the products in ``tiles``, in turns."""
     feeds = make_inputs(usual.session.inputs)
@@ -208,8 +215,6 @@ def _compared(usual: _Variant, other: _Variant, tiles: dict[Product, Size], roun
                 times[at][product].append([run[product] for run in by_run])
     found = []
     for product, tile in tiles.items():
-        if not all(all(map(sum, times[at][product])) for at in (0, 1)):
-            continue  # no call of its own: its kernel became part of another
         first, second = (_samples(times[at][product]) for at in (0, 1))
         comparison = compare(first, second, confidence=CONFIDENCE)
         assert comparison.interval is not None

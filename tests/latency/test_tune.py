@@ -96,10 +96,9 @@ def test_noise_and_small_gains_choose_nothing() -> None:
         assert tuning._choose(trials, usual) == ()
 
 
-def test_a_kernel_without_calls_of_its_own_is_left_out() -> None:
-    usual, other = sides({PRODUCT.kernel: 0.2}, {PRODUCT.kernel: 0.1}, 0)
-    trials = tuning._compared(usual, other, {PRODUCT: (14, 1), OTHER: (1, 2)}, rounds=6)
-    assert [trial.product for trial in trials] == [PRODUCT]
+def test_a_product_without_calls_of_its_own_is_left_out() -> None:
+    usual, _ = sides({PRODUCT.kernel: 0.2, "concatenation": 1.0}, {}, 0)
+    assert tuning._with_calls(usual) == [PRODUCT]
 
 
 def test_what_was_measured_is_not_measured_again(artefact: Artifact, tmp_path: Path) -> None:
@@ -138,6 +137,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(tuning, "_Builder", Builder)
     monkeypatch.setattr(tuning, "_compared", compared)
     monkeypatch.setattr(tuning, "_rewritten", lambda *_: None)
+    monkeypatch.setattr(tuning, "_with_calls", lambda variant: list(variant.tiles))
     monkeypatch.setattr(
         tuning, "_whole", lambda *_: Comparison("by cost", "tuned", 0.9, None, state["verdict"], 12, 1, "")
     )
