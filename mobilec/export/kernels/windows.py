@@ -15,7 +15,7 @@ from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.loops import Registers, filled, finish, loop, nest, pieces, seq, spread
 from mobilec.export.kernels.products import Run, by_run, packed_vector
 from mobilec.export.kernels.tiles import Tile
-from mobilec.export.kernels.values import Stored, Value, evaluate
+from mobilec.export.kernels.values import Stored, Value, evaluate, permute
 
 Expr = Any
 Stmt = Any
@@ -137,6 +137,9 @@ def depthwise(
     image: Stored, weights: Stored, down: Window, across: Window, tree: Value, target: Stored, cpu: Cpu
 ) -> Stmt:
     """One filter a channel. ``image`` [B, H, W, C], ``weights`` [KH, KW, C], ``tree`` and ``target`` [B, OH, OW, C]."""
+    if across.taps == 1 < down.taps:  # along columns: a pixel that is in registers then serves several results
+        image, tree, target = (permute(value, (0, 2, 1, 3)) for value in (image, tree, target))  # type: ignore[assignment]
+        down, across, weights = across, down, permute(weights, (1, 0, 2))  # type: ignore[assignment]
 
     def factor(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
         return evaluate(weights, [y, x, c], 2, lanes)
