@@ -11,13 +11,16 @@ from typing import Any
 from mobilec.export.manifest import InputSpec, Manifest, OutputSpec
 from mobilec.export.manifest_io import manifest_to_json
 from mobilec.latency.samples import ArtifactProfile, Checked, Placement, ProfileReport, Window
+from mobilec.latency.saved import read_as, read_document
 from mobilec.latency.sustained import curve
 from mobilec.passes.evidence import Cost, PassEvidence, Refusal
 from mobilec.passes.lint.judge import Finding, LintReport, Partition
 from mobilec.runtime.accuracy import Accuracy
+from mobilec.runtime.bisect import Bisection, OpFacts, Pair, WrongOp
 from mobilec.runtime.ceiling import Ceiling
 from mobilec.runtime.gates import Gate
 from mobilec.runtime.metrics import Metrics, Rate
+from mobilec.runtime.op_graphs.judge import TensorFacts, TensorPair
 from mobilec.runtime.parity import OutputSummary
 from mobilec.runtime.stages import StageGap, StageRow, Stages
 from mobilec.runtime.validate import Passing, Validation, Validations
@@ -114,6 +117,18 @@ def stages(path: Path, name: str, *, failing: str | None = None) -> Path:
     return save(path, "validate", asdict(found))
 
 
+def bisection(path: Path, name: str) -> Path:
+    """One whose first wrong operator is ``name``."""
+    op = OpFacts(name, "Conv", f"blocks.0.{name}", "net.py:3", 4, 30)
+    tensor = TensorPair(TensorFacts(name, (1, 2), "float32", 0.0, 1.0, 0.5, 0.1, 0, 0), None)
+    wrong = WrongOp(
+        op, op, name, "value", 1.3, 1e-6, 2.0, (0, 1), 3.0, 1.0, (f"pads of {name}",), (), (tensor,), tensor
+    )
+    pair = Pair("file", "rewritten", 30, 30, 3, 1e-7, (wrong,), 1, (), False, 1000)
+    held = read_as(Stages, read_document(stages(path, name, failing="file")), str(path))
+    return save(path, "validate", asdict(Bisection(held, "probe:noise", (pair,), "", True, False)))
+
+
 def lint(path: Path, subject: str, *, left_after: bool = False) -> Path:
     def finding(number: int, leaves: bool = True) -> dict[str, Any]:
         found = Finding(
@@ -183,6 +198,7 @@ def everything(where: Path, name: str, *, ops: Sequence[str] = ("one", "two", "t
         profile(where / "profile.json", found),
         validations(where / "validate.json", validation(fast.label), validation(slow.label, top1=185)),
         stages(where / "stages.json", name),
+        bisection(where / "bisection.json", name),
         lint(where / "lint.json", name, left_after=True),
         folder(where / "made", name),
     ]

@@ -61,6 +61,15 @@ def test_kernels_stand_beside_what_the_machine_reaches(run: Callable, out: Path,
     assert out.read_text().count('class="work') == 4  # two with arithmetic, drawn twice
 
 
+def test_the_first_wrong_operator_is_named(run: Callable, out: Path, tmp_path: Path) -> None:
+    done = run("report", documents.bisection(tmp_path / "b.json", "conv7"), "-o", out, "--json")
+    (section,) = (each for each in done.document["sections"] if each["id"] == "stages")
+    assert section["notes"] == [
+        "In stage file, first wrong op: Conv `conv7` (blocks.0.conv7, net.py:3): pads of conv7; "
+        "output off by 1.3e+00 of its largest value"
+    ]
+
+
 def test_sections_without_anything_to_say_are_left_out(run: Callable, out: Path, tmp_path: Path) -> None:
     said(run, out, documents.lint(tmp_path / "lint.json", "net"))
     assert re.findall(r'<section id="([a-z]+)"', out.read_text()) == ["partitions", "again"]
@@ -232,12 +241,11 @@ def test_real_results_become_a_page(run: Callable, tiny: Path, out: Path, tmp_pa
         "profile": ("profile", tiny, "--launches", 1, "--num-runs", 8, "--min-secs", 0, "--threads", 1),
         "validate": ("validate", tiny),
         "stages": ("validate", tiny, "--stages"),
-        "bisect": ("validate", tiny, "--bisect"),
     }.items():
         assert run(*words, "--save", tmp_path / f"{name}.json").code == 0
     for name, words in {"lint": ("lint", tiny, "--target", "nnapi"), "info": ("info", tiny)}.items():
         (tmp_path / f"{name}.json").write_text(run(*words, "--json").stdout)
-    files = [tmp_path / f"{name}.json" for name in ("profile", "validate", "stages", "bisect", "lint", "info")]
+    files = [tmp_path / f"{name}.json" for name in ("profile", "validate", "stages", "lint", "info")]
     told = said(run, out, *files, tiny)
     assert "computes what its reference computes" in told
     assert 'id="operators"' in out.read_text()
