@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mobilec.errors import BackendUnavailable, UsageError
+from mobilec.errors import BackendError, BackendUnavailable, UsageError
 
 LOOPBACK = "127.0.0.1"
 TRACKER_PORT, SERVER_PORT = 9190, 9090
@@ -78,8 +78,12 @@ def serving(
     root = str(Path(mobilec.__file__).resolve().parent.parent)
     worker = Worker("the pool", [sys.executable, "-P", "-c", code, root], timeout_secs=_START_SECS)
     try:
-        request = {"host": host, "port": port, "key": key, "tracker": tracker}
-        started = worker.ask(request, stage="while it was started")
+        try:
+            request = {"host": host, "port": port, "key": key, "tracker": tracker}
+            started = worker.ask(request, stage="while it was started")
+        except BackendError as error:
+            why = error.message.removeprefix("the pool: ").removeprefix("the measuring process ")
+            raise BackendUnavailable(f"no pool could be started: {why}", detail=error.detail) from error
         yield Serving((str(started["tracker"][0]), int(started["tracker"][1])), key, started["server_port"], worker.pid)
     finally:
         close_workers([worker])
