@@ -204,3 +204,10 @@ def test_concatenations_are_written_by_the_kernels_of_their_parts() -> None:
         lambda x: torch.cat([x, x + 1.0], 0),
     ]
     check_native(parts, [numbers(2, 20, 7, 7)])
+
+
+@pytest.mark.parametrize("depth", [64, 38, 37])
+def test_single_rows(depth: int) -> None:
+    """Their weights are read in four places at once, in two, or in one."""
+    parts = [nn.Linear(depth, 21), With(lambda linear, x: F.gelu(linear(x)) * 2, nn.Linear(depth, 70))]
+    check_native(parts, [numbers(1, depth)])
