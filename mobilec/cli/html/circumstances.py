@@ -83,6 +83,8 @@ def _profile(report: ProfileReport) -> str:
         words += ["--threads", str(settings.threads)]
     words += ["--num-runs", str(settings.num_runs), "--min-secs", f"{settings.min_secs:g}"]
     words += ["--warmup-runs", str(settings.warmup_runs), "--launches", str(settings.launches)]
+    if any(item.ops is not None and item.ops.ceiling is not None for item in report.artifacts):
+        words.append("--roofline")
     if settings.sustained_secs:
         words += ["--sustained", f"{settings.sustained_secs / 60:g}"]
     return shlex.join(words)

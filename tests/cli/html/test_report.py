@@ -55,6 +55,7 @@ def test_kernels_stand_beside_what_the_machine_reaches(run: Callable, out: Path,
     done = run("report", documents.profile(tmp_path / "p.json", report(timed)), "-o", out, "--json")
     (section,) = (each for each in done.document["sections"] if each["id"] == "operators")
     assert "take 4.00 times their bounds" in section["notes"][0]
+    assert "--roofline" in done.document["sections"][-1]["commands"][0]
     assert "400 GFLOP/s in a product of matrices, 40.0 GB/s in copies" in section["notes"][0]
     rows = next(table["rows"] for table in section["tables"] if table["name"] == "roofline")
     assert [(row[5], row[6]) for row in rows] == [("compute", 2.5), ("compute", 1.5), ("memory", 0.5)]
