@@ -50,13 +50,31 @@ def fold(
 
         return seq(exact_lanes(last, lanes, part))
 
-    def lane(at: Expr) -> Stmt:
-        from tvm import tirx
-
-        return total.put(0, combine(total.get(0), tirx.BufferLoad(partial.buffer, [at])))
-
-    body = seq([partial.put(0, filled(start, lanes)), over(inner[:-1], line), loop(lanes, lane)])
+    whole = total.put(0, combine(total.get(0), _lanes(partial, 0, 1)))
+    body = seq([partial.put(0, filled(start, lanes)), over(inner[:-1], line), *_joined(partial, lanes, combine), whole])
     return [total.put(0, filled(start, 1)), partial.scope(body)]
+
+
+def _joined(vector: Registers, lanes: int, combine: Combine) -> list[Stmt]:
+    """Statements that leave in the first of a vector's lanes, a power of two, the combination of all: by halves."""
+    found = []
+    while lanes > 1:
+        lanes //= 2
+        place = _ramp(0, lanes)
+        found.append(assign(vector.buffer, place, combine(_lanes(vector, 0, lanes), _lanes(vector, lanes, lanes))))
+    return found
+
+
+def _lanes(vector: Registers, start: int, lanes: int) -> Expr:
+    from tvm import tirx
+
+    return tirx.BufferLoad(vector.buffer, [_ramp(start, lanes)])
+
+
+def _ramp(start: int, lanes: int) -> Expr:
+    from tvm import tirx
+
+    return tirx.Ramp(start, 1, lanes) if lanes > 1 else start
 
 
 def reduce(source: Value, axes: Sequence[int], start: float, combine: Combine, tree: Value, target: Stored,
