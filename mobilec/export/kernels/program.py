@@ -15,6 +15,9 @@ from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.values import Memory, Stored, contiguous
 
 ENTRY = "main"
+# LLVM finds common subexpressions and shares the stack; TVM's passes for it break on named expressions, and merge what
+# should stay in registers with what should not.
+WITHOUT = {"tirx.disable_cse_tir": True, "tirx.disable_storage_rewrite": True}
 
 
 class Program:
@@ -152,8 +155,5 @@ def build(module: Any, cpu: Cpu) -> Any:
             passes.AttachGlobalSymbol(),
         ]
     )
-    # LLVM finds common subexpressions and shares the stack; TVM's passes for it break on named expressions, and merge
-    # what should stay in registers with what should not.
-    off = {"tirx.disable_cse_tir": True, "tirx.disable_storage_rewrite": True}
-    with target, tvm.transform.PassContext(config=off):
+    with target, tvm.transform.PassContext(config=WITHOUT):
         return relax.build(module, target=target, relax_pipeline=lowering)
