@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -149,7 +150,7 @@ def serve(state: State, host: str, port: int, key: str, tracker: str | None) -> 
             click.echo(f"Serving this machine as {started.device} until Ctrl-C.")
             tracked = f"{started.tracker[0]}:{started.tracker[1]}"
             click.echo(f"Others join with: mobilec devices serve --host THEIR_ADDRESS --tracker {tracked} --key {key}")
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
         while alive(started):
             time.sleep(_WATCH_SECS)
         from mobilec.errors import BackendError
@@ -157,4 +158,4 @@ def serve(state: State, host: str, port: int, key: str, tracker: str | None) -> 
         raise BackendError("the server has ended", hint="a session may have crashed it: start it again")
 
 
-command.add_command(serve)  # type: ignore[attr-defined, operator]  # `described` calls every verb a Verb
+command.add_command(serve)  # type: ignore[attr-defined]  # `described` calls every verb a Verb
