@@ -91,7 +91,8 @@ def _show(found: Tuning) -> None:
     )
     interval = found.whole.interval
     told = f" ({interval.low:.3f} to {interval.high:.3f})" if interval else ""
-    console.print(f"The whole model takes {found.whole.ratio:.3f} of its time{told}: {found.whole.verdict}.")
+    console.print(f"Together they should save {render.percent(1 - found.expected)} of the products' time.")
+    console.print(f"The whole model, measured, takes {found.whole.ratio:.3f} of its time{told}: {found.whole.verdict}.")
     if found.kept:
         render.next_step(
             console, f"mobilec export MODEL --to tvm --tuning {render.shell_word(Path(found.record))}", "to use them"

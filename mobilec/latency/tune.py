@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 CLEARLY = 0.98  # of the usual time, the end of the interval: less is not worth leaving the usual tile
 CONFIDENCE = 0.99  # many kernels times many tiles: one in twenty would be wrong too often
 TURN_SECS = 0.04
+LAUNCHES = 3  # of the whole model
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -64,9 +65,15 @@ class Tuning:
     kept: bool
     record: str
 
+    @property
+    def expected(self) -> float:
+        """What an inference's products should take with the choices, over what they take without."""
+        return 1 - sum(choice.share * (1 - choice.trial.ratio) for choice in self.choices)
+
 
 @dataclass(frozen=True)
 class _Variant:
+    path: Path
     session: TvmSession
     tiles: dict[Product, Size]
 
@@ -134,8 +141,9 @@ def tune(
         if choices:
             progress("the whole model with the faster ones", candidates, candidates)
             best = builder.variant({choice.trial.product: choice.trial.tile for choice in choices})
-            whole = _whole(usual.session, best.session, rounds)
             best.session.close()
+            usual.session.close()
+            whole = _whole(builder.open, usual.path, best.path, rounds)
         usual.session.close()
     kept = whole is not None and whole.verdict != "slower"
     set_choices(record, cpu, list(usual.tiles), [choice.trial for choice in choices] if kept else [])
@@ -170,7 +178,6 @@ class _Builder:
         from mobilec.export.kernels.tiles import Tiles
         from mobilec.export.linking import link_library
         from mobilec.export.quiet import quiet
-        from mobilec.runtime.tvm_session import TvmSession
 
         manifest = self.artifact.manifest
         chooser = Tiles(self.cpu, tiles)
@@ -180,14 +187,17 @@ class _Builder:
         with quiet():
             module = lower(self.program, self.cpu, [spec.name for spec in manifest.inputs], chooser)
             link_library(build(module, self.cpu), scratch / "model.so", self.cpu, scratch)
-        session = TvmSession(
-            scratch / "model.so",
-            inputs=manifest.inputs,
-            outputs=manifest.outputs,
-            options=manifest.options,
-            threads=self.threads,
+        path = scratch / "model.so"
+        tiles = {product: (tile.rows, tile.vectors) for product, tile in chooser.chosen.items()}
+        return _Variant(path, self.open(path), tiles)
+
+    def open(self, path: Path) -> TvmSession:
+        from mobilec.runtime.tvm_session import TvmSession
+
+        manifest = self.artifact.manifest
+        return TvmSession(
+            path, inputs=manifest.inputs, outputs=manifest.outputs, options=manifest.options, threads=self.threads
         )
-        return _Variant(session, {product: (t.rows, t.vectors) for product, t in chooser.chosen.items()})
 
 
 def _with_calls(variant: _Variant) -> list[Product]:
@@ -203,9 +213,7 @@ def _compared(usual: _Variant, other: _Variant, tiles: dict[Product, Size], roun
     sides = (usual, other)
     for side in sides:
         side.session.run(feeds)  # cold
-    began = time.perf_counter()
-    usual.session.run(feeds)
-    runs = max(3, min(200, int(TURN_SECS / max(time.perf_counter() - began, 1e-6))))
+    runs = _runs_of_a_turn(usual.session, feeds)
     times: list[dict[Product, list[list[float]]]] = [{product: [] for product in tiles} for _ in sides]
     for turn in range(rounds):
         for at in (0, 1) if turn % 2 == 0 else (1, 0):
@@ -256,21 +264,37 @@ def _choose(trials: Any, usual: _Variant) -> tuple[Choice, ...]:
     return tuple(sorted(found, key=lambda choice: -choice.share * (1 - choice.trial.ratio)))
 
 
-def _whole(usual: TvmSession, best: TvmSession, rounds: int) -> Comparison:
-    feeds = make_inputs(usual.inputs)
-    times: list[list[list[float]]] = [[], []]
-    began = time.perf_counter()
-    usual.run(feeds)
-    runs = max(3, min(200, int(TURN_SECS / max(time.perf_counter() - began, 1e-6))))
-    for turn in range(rounds):
-        for at in (0, 1) if turn % 2 == 0 else (1, 0):
-            session = (usual, best)[at]
-            session.run(feeds)
-            taken = []
-            for _ in range(runs):
-                start = time.perf_counter()
-                session.run(feeds)
-                taken.append(time.perf_counter() - start)
-            times[at].append(taken)
-    first, second = (_samples(each) for each in times)
+def _whole(open_: Callable[[Path], TvmSession], usual: Path, best: Path, rounds: int) -> Comparison:
+    """Both libraries in turns, loaded anew several times: speed depends on where their memory happens to lie."""
+    taken: list[list[tuple[int, int, float]]] = [[], []]  # launch, round, milliseconds
+    for launch in range(LAUNCHES):
+        sessions = [open_(path) for path in (usual, best)]
+        feeds = make_inputs(sessions[0].inputs)
+        for session in sessions:
+            session.run(feeds)  # cold
+        runs = _runs_of_a_turn(sessions[0], feeds)
+        for turn in range(rounds):
+            for at in (0, 1) if turn % 2 == 0 else (1, 0):
+                sessions[at].run(feeds)
+                for _ in range(runs):
+                    start = time.perf_counter()
+                    sessions[at].run(feeds)
+                    taken[at].append((launch, launch * rounds + turn, (time.perf_counter() - start) * 1e3))
+        for session in sessions:
+            session.close()
+    first, second = (
+        Samples(
+            tuple(launch for launch, _, _ in side),
+            tuple(turn for _, turn, _ in side),
+            tuple(float(at) for at in range(len(side))),
+            tuple(latency_ms for _, _, latency_ms in side),
+        )
+        for side in taken
+    )
     return compare(first, second, baseline_label="by cost", candidate_label="tuned", confidence=CONFIDENCE)
+
+
+def _runs_of_a_turn(session: TvmSession, feeds: Any) -> int:
+    began = time.perf_counter()
+    session.run(feeds)
+    return max(3, min(200, int(TURN_SECS / max(time.perf_counter() - began, 1e-6))))

@@ -15,10 +15,8 @@ import torch
 from torch import nn
 
 from mobilec.errors import BackendUnavailable
-from mobilec.export import standalone
 from mobilec.export.artifact import integrity_faults, open_artifact
 from mobilec.export.compile import compile
-from mobilec.export.linking import zig
 from mobilec.export.standalone import EXECUTABLE, executable_of
 from mobilec.runtime.load import load, load_reference
 from support.artefacts import Lively
@@ -208,20 +206,6 @@ def test_options_that_mean_nothing(small: list[str], arguments: str) -> None:
     assert status == 2
     assert seen["error"]["kind"] == "UsageError"
     assert arguments.split()[0] in seen["error"]["message"]
-
-
-@pytest.mark.parametrize("architecture", ["aarch64", "x86_64"])
-def test_the_c_sources_have_no_warnings(architecture: str) -> None:
-    import tvm_ffi.libinfo
-
-    runner = Path(standalone.__file__).parent / "runner"
-    strict = ["-std=gnu11", "-fsyntax-only", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
-    folders = [f"-I{runner}", f"-I{tvm_ffi.libinfo.find_include_path()}"]
-    sources = sorted(map(str, runner.glob("*.c")))
-    assert len(sources) == len(standalone._SOURCES)
-    command = [*zig("a test"), "cc", "-target", f"{architecture}-linux-musl", *strict, *folders, *sources]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- in an artefact -------------------------------------------------------------------------------------------------

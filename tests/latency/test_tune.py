@@ -124,12 +124,14 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def __init__(self, *_: Any) -> None:
             pass
 
+        open = None
+
         def variant(self, tiles: dict[Product, tuple[int, int]]) -> Any:
             if state["interrupt_at"] == state["built"]:
                 raise KeyboardInterrupt
             state["built"] += 1
             session = SimpleNamespace(threads=1, close=lambda: None)
-            return SimpleNamespace(session=session, tiles={PRODUCT: tiles.get(PRODUCT, (1, 1))})
+            return SimpleNamespace(path=Path(), session=session, tiles={PRODUCT: tiles.get(PRODUCT, (1, 1))})
 
     def compared(usual: Any, other: Any, tiles: dict[Product, tuple[int, int]], rounds: int) -> list[Trial]:
         return [Trial(product, tile, 0.9, 0.88, 0.92, 100.0) for product, tile in tiles.items()]
