@@ -255,7 +255,7 @@ def _verdict(console: Console, report: RangesReport, subject: str) -> None:
     if len(names) > KEPT_SHOWN:
         console.print(f"  and {len(names) - KEPT_SHOWN} more")
     if report.rewritten:
-        words = ["mobilec", "export", subject, "--to", report.backend, "--target", report.target]
-        words += ["--precision", "fp16"] if report.backend == "onnx" else []
-        words += ["--keep-fp32", "auto", *given_again(*AGAIN)]
-        render.next_step(console, plain(shlex.join(words)), "to write it with them")
+        command = ["mobilec", "export", subject, "--to", report.backend, "--target", report.target]
+        command += ["--precision", "fp16"] if report.backend == "onnx" else []
+        command += ["--keep-fp32", "auto", *given_again(*AGAIN)]
+        render.next_step(console, plain(shlex.join(command)), "to write it with them")

@@ -155,7 +155,7 @@ def command(
         reference = {"against": against, "checkpoint": checkpoint, "num-classes": num_classes}
         pictures_of = {"data": data, "limit": limit, "resume": resume, "mean": mean, "std": std, "color": color}
         limits = {"atol": atol, "rtol": rtol, "min-psnr": min_psnr, "min-cosine": min_cosine, "min-top1": min_top1}
-        _refuse_beside_stages(reference | pictures_of | {"crop-pct": crop_pct} | limits)
+        _refuse_beside_stages({**reference, **pictures_of, "crop-pct": crop_pct, **limits})
         from mobilec.cli.stages import run
 
         run(

@@ -169,7 +169,9 @@ def test_an_engine_without_a_profiler_leaves_a_note_and_no_folder(
 ) -> None:
     report = measure([job("a")], settings, per_op=True, timeout_secs=TIMEOUT_SECS)
     assert report.artifacts[0].ops is None
-    assert report.artifacts[0].ops_note == "per-op times need ONNX Runtime or native kernels; this artefact runs on fake"
+    assert (
+        report.artifacts[0].ops_note == "per-op times need ONNX Runtime or native kernels; this artefact runs on fake"
+    )
     assert list(temporary.iterdir()) == []
 
 

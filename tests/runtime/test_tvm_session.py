@@ -195,7 +195,7 @@ def test_choices_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ziglang" else True)
     for choice, message in (
         ({}, "linked by a C compiler, and none was found"),
-        ({"cpu": "cortex-a76"}, r"a library for cortex-a76 \(aarch64\) is linked by zig: the package ziglang is not inst"),
+        ({"cpu": "cortex-a76"}, r"a library for cortex-a76 \(aarch64\) is linked by zig: the package ziglang is not"),
         ({"executable": True}, "an executable for host is linked by zig: the package ziglang is not installed"),
     ):
         with pytest.raises(ExportError, match=message) as caught:
