@@ -195,11 +195,11 @@ def matmul(context: Context, node: Node, a: Node, b: Node) -> Found:
     shape = shape_of(node)
     if len(shape_of(a)) < 2 or len(shape_of(b)) < 2:
         raise ExportError(f"{node} multiplies a vector: native kernels multiply matrices")
-    if b in context.constants and len(shape_of(b)) == 2:
-        return settle(context, node, _linear(context, node, a, context.array(b), None))
     together = attention.weighted(context, node, a, b)
     if together is not None:
         return settle(context, node, together)
+    if b in context.constants and len(shape_of(b)) == 2:
+        return settle(context, node, _linear(context, node, a, context.array(b), None))
     before = attention.scores(context, node, a, b)
     if before is not None:
         return before

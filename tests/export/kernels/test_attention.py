@@ -77,6 +77,18 @@ def test_masks_and_biases() -> None:
     check_native([masked, biased, lambda q, k, v: plain(q * 60, k, v)], inputs)
 
 
+def test_learned_values_and_narrow_vectors() -> None:
+    def learned(held: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ held.weight
+
+    def learned_first(held: nn.Module, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return held.weight.transpose(0, 1) @ (q @ k.transpose(-2, -1)).softmax(-1).transpose(-2, -1)
+
+    parts = [With(part, nn.Linear(8, 30)) for part in (learned, learned_first)]
+    check_native(parts, [numbers(2, 3, 21, 8, seed=1), numbers(2, 3, 30, 8)])
+    check_native([plain], [numbers(2, 21, 8, seed=at) for at in range(3)], "x86-64-v3")
+
+
 def test_nan_stays_in_its_row() -> None:
     q, k, v = (numbers(1, 20, 8, seed=at) for at in range(3))
     q[0, 3, 2] = float("nan")
