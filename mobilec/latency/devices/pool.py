@@ -317,6 +317,7 @@ def _measure(
     number: int,
     placed: _Placed,
 ) -> ProfileReport:
+    from mobilec.export.kernels import account
     from mobilec.latency.checking import check_outputs
     from mobilec.latency.profile import measure
 
@@ -329,12 +330,10 @@ def _measure(
     folder = f"artefact{number}"
     with contextlib.suppress(BackendError):  # from an earlier attempt
         link.ask({"do": "folder", "name": folder}, stage="while a folder was made")
-    for source, target in (
-        (artifact.path / "manifest.json", "manifest.json"),
-        (artifact.model_path, manifest.model_file),
-    ):
-        takes_secs = source.stat().st_size / _SLOWEST_LINE
-        link.upload(source, f"{folder}/{target}", takes_secs=takes_secs)
+    for name in ("manifest.json", manifest.model_file, account.FILE):
+        source = artifact.path / name
+        if source.exists():  # only native kernels have an account
+            link.upload(source, f"{folder}/{name}", takes_secs=source.stat().st_size / _SLOWEST_LINE)
     numbers = iter(range(number * 1000, number * 1000 + 1000))
 
     def start(timeout_secs: float) -> Channel:

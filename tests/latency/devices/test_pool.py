@@ -67,7 +67,8 @@ def test_a_sweep_over_two_boards_one_of_which_dies(models: list[Path], boards: t
             died.set()
             kill(second)
 
-    report = profile([*models, models[0], models[0]], device=first.device, progress=told, **QUICK)
+    settings = {**QUICK, "per_op": True}
+    report = profile([*models, models[0], models[0]], device=first.device, progress=told, **settings)
     assert died.is_set()
     assert [item.label for item in report.artifacts] == ["onnx", "native", "onnx #2", "onnx #3"]
     assert {item.engine for item in report.artifacts} == {"onnxruntime", "tvm"}
@@ -77,6 +78,7 @@ def test_a_sweep_over_two_boards_one_of_which_dies(models: list[Path], boards: t
         assert item.latency.runs >= 6
         assert item.checked is not None
         assert item.checked.samples == 4
+        assert item.ops is not None
     assert report.device == first.device
     assert report.comparisons == ()
     assert [board.name for board in report.boards] == [survivor]
