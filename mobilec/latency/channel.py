@@ -6,26 +6,23 @@ shell, say) carries the whole conversation.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import mobilec
 from mobilec import errors
 from mobilec.errors import BackendError, MobilecError
+from mobilec.latency import processes
 
 _LONGEST_ANSWER = 256 * 2**20  # bytes; a turn of a million runs stays far below
-_LAST_WORDS = 4000  # bytes of error output kept for a report
-_REAP_SECS = 10.0
 
 
 def local_command() -> list[str]:
@@ -75,19 +72,9 @@ class Worker:
         self._ended = ended
         self._timeout_secs = timeout_secs
         self._pending = b""
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close_workers
         try:
-            # A session of its own: Ctrl-C in the terminal reaches the parent alone, and killing the group gets all.
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                bufsize=0,
-                start_new_session=True,
-            )
+            self._process, self._errors = processes.spawn(command)
         except OSError as error:
-            self._errors.close()
             raise BackendError(f"{label}: the measuring process cannot be started: {error}") from error
 
     @property
@@ -165,16 +152,16 @@ class Worker:
         return BackendError(
             f"{self.label}: the measuring process gave no answer for {self._timeout_secs:g} s {stage}",
             hint="if the model is merely slow, allow it more (--timeout-secs, timeout_secs=)",
-            detail=self._last_words(),
+            detail=processes.last_words(self._errors),
         )
 
     def _death(self, stage: str) -> BackendError:
         """The error that tells how the process ended, once its end of a pipe is closed."""
         try:
-            status = self._process.wait(_REAP_SECS)
+            status = self._process.wait(processes.REAP_SECS)
         except subprocess.TimeoutExpired:
             return BackendError(f"{self.label}: the measuring process closed its output {stage}")
-        words = self._last_words()
+        words = processes.last_words(self._errors)
         last = words.splitlines()[-1].strip() if words else ""
         if self._ended is not None:
             end, hint = self._ended(status)
@@ -187,25 +174,14 @@ class Worker:
         hint = hint or (f"its last words: {last[:200]}" if last else "")
         return BackendError(f"{self.label}: the measuring process {end} {stage}", hint=hint, detail=words)
 
-    def _last_words(self) -> str:
-        """The end of what the process wrote to standard error."""
-        size = self._errors.seek(0, os.SEEK_END)
-        return os.pread(self._errors.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
-
     def kill(self) -> None:
         """Ends the process and all it started; does not wait."""
-        if self._process.poll() is None:
-            # It may end by itself just now; macOS then refuses the signal instead of finding nobody.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        processes.kill(self._process)
 
     def reap(self) -> None:
         """Waits for the end and closes every descriptor."""
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck inside the kernel; it ends when that lets go
-            self._process.wait(_REAP_SECS)
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                stream.close()
+        processes.reap(self._process)
+        self._errors.close()
 
 
 def close_workers(workers: Iterable[Channel]) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mobilec.errors import BackendError, BackendUnavailable
-from mobilec.latency import channel
+from mobilec.latency import channel, processes
 from mobilec.latency.channel import Worker, close_workers
 from mobilec.latency.profile import measure
 from mobilec.latency.runner import Job
@@ -121,7 +121,7 @@ def test_whatever_a_library_prints_is_no_answer(job: Jobs, settings: Settings, a
 )
 def test_a_process_that_is_not_ours(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
     monkeypatch.setattr(channel, "_LONGEST_ANSWER", 2**20)
-    monkeypatch.setattr(channel, "_REAP_SECS", 1.0)
+    monkeypatch.setattr(processes, "REAP_SECS", 1.0)
     worker = Worker("a", [sys.executable, "-c", code], timeout_secs=TIMEOUT_SECS)
     try:
         with pytest.raises(BackendError, match=message):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilec.errors import DataError
+from mobilec.export.lint_model import RuleEffect
 from mobilec.export.manifest import Manifest
 from mobilec.latency.regression import Regression
 from mobilec.latency.samples import ProfileReport
@@ -18,16 +19,6 @@ from mobilec.runtime.stages import Stages
 from mobilec.runtime.validate import Validation, Validations
 
 HINT = "a report takes results of profile, validate, lint, export and info --json, and artefact folders"
-
-
-@dataclass(frozen=True)
-class RuleEffect:
-    """What a rewrite did for a linted model."""
-
-    rule: str
-    rewritten: int
-    fixed: int
-    approximation: str
 
 
 @dataclass(frozen=True)

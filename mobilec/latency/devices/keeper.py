@@ -18,13 +18,12 @@ import os
 import selectors
 import socket
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
-from typing import IO
 
 from mobilec.errors import BackendError, BackendUnavailable
-from mobilec.latency.devices.transport import Transport, end, last_words, told
+from mobilec.latency import processes
+from mobilec.latency.devices.transport import Transport, told
 
 FOLDER = "mobilec-session"  # below one of the transport's folders
 _LONGEST_TALK = 1 << 16  # bytes
@@ -129,18 +128,10 @@ class Keeper:
     def _open(self, base: str) -> _Refusal | None:
         """Start the keeper at ``base``; None when it holds the folder."""
         self._pending = b""
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in _drop
+        command = self._transport.command(["sh", "-s", "mobilec-keeper", base], keeps=True)
         try:
-            self._process = subprocess.Popen(
-                self._transport.command(["sh", "-s", "mobilec-keeper", base], keeps=True),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                bufsize=0,
-                start_new_session=True,
-            )
+            self._process, self._errors = processes.spawn(command)
         except OSError as error:
-            self._errors.close()
             raise BackendUnavailable(f"{self._transport.name}: {self._transport.program}: {error.strerror}") from error
         try:
             self._write(KEEPER)
@@ -203,7 +194,7 @@ class Keeper:
 
     def _failure(self) -> BackendUnavailable:
         status = self._process.wait(self._timeout_secs)
-        return self._transport.failure(status, last_words(self._errors))
+        return self._transport.failure(status, processes.last_words(self._errors))
 
     @property
     def holds(self) -> bool:
@@ -212,7 +203,7 @@ class Keeper:
 
     def why_gone(self) -> str:
         """What the program that carried the session said when it ended; may be empty."""
-        return told(last_words(self._errors).splitlines()[-1]) if last_words(self._errors) else ""
+        return told(processes.last_words(self._errors).splitlines()[-1]) if processes.last_words(self._errors) else ""
 
     def close(self) -> bool:
         """End the session; whether the device has said that its folder is gone."""
@@ -236,5 +227,6 @@ class Keeper:
             self._process.wait(self._timeout_secs)
 
     def _drop(self) -> None:
-        end(self._process)
+        processes.kill(self._process)
+        processes.reap(self._process)
         self._errors.close()

@@ -97,9 +97,8 @@ def look(device: str) -> Found:
             queues = ask_tracker((host, port)).get("queue_info", {})
             return _pool((host, port), key, queues.get(key, {}))
         if kind == "coreml":
-            from mobilec.latency.devices.coreml import check_mac, units_of
+            from mobilec.latency.devices.coreml import check_mac
 
-            units_of(address)
             check_mac()
             return Found(device, what, True, "", ("coreml",), read_facts(), read_state())
         opener = KINDS[kind].open

@@ -317,7 +317,8 @@ def _measure(
     number: int,
     placed: _Placed,
 ) -> ProfileReport:
-    from mobilec.export.kernels import account
+    from mobilec.export.manifest import MANIFEST_NAME
+    from mobilec.export.standalone import EXECUTABLE
     from mobilec.latency.checking import check_outputs
     from mobilec.latency.profile import measure
 
@@ -330,9 +331,9 @@ def _measure(
     folder = f"artefact{number}"
     with contextlib.suppress(BackendError):  # from an earlier attempt
         link.ask({"do": "folder", "name": folder}, stage="while a folder was made")
-    for name in ("manifest.json", manifest.model_file, account.FILE):
-        source = artifact.path / name
-        if source.exists():  # only native kernels have an account
+    for name in (MANIFEST_NAME, *manifest.files):
+        if name not in (manifest.reference_file, EXECUTABLE):  # what a session does not read
+            source = artifact.path / name
             link.upload(source, f"{folder}/{name}", takes_secs=source.stat().st_size / _SLOWEST_LINE)
     numbers = iter(range(number * 1000, number * 1000 + 1000))
 

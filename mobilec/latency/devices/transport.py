@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from mobilec.errors import BackendError, BackendUnavailable
+from mobilec.latency import processes
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./,=+:-]+")
-_LAST_WORDS = 4000  # bytes of error output kept for a report
-_REAP_SECS = 10.0
 _MOST_OUTPUT = 1 << 24  # bytes of a command's answer
 
 
@@ -70,24 +68,6 @@ def told(text: str | bytes, most: int = 200) -> str:
     return "".join(c if c.isprintable() else "?" for c in line)[:most]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a carrier and all it started, and close what is open to it."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it may end by itself just now
-            os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # stuck inside the kernel; it ends when that lets go
-        process.wait(_REAP_SECS)
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
-
-
-def last_words(errors: IO[bytes]) -> str:
-    """The end of what a program wrote to a temporary file."""
-    size = errors.seek(0, os.SEEK_END)
-    return os.pread(errors.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
-
-
 @dataclass(frozen=True)
 class Done:
     """How a remote command ended."""
@@ -132,10 +112,11 @@ def run_local(command: Sequence[str], name: str, *, feed: bytes | IO[bytes] = b"
                 process.stdin.write(feed)
                 process.stdin.close()
         output, errors = _read_all(process, name, time.monotonic() + timeout_secs, timeout_secs)
-        status = process.wait(_REAP_SECS)
+        status = process.wait(processes.REAP_SECS)
     finally:
-        end(process)
-    return Done(status, output, errors[-_LAST_WORDS:].decode(errors="replace").strip())
+        processes.kill(process)
+        processes.reap(process)
+    return Done(status, output, errors[-processes.LAST_WORDS :].decode(errors="replace").strip())
 
 
 def _read_all(process: subprocess.Popen[bytes], name: str, deadline: float, timeout_secs: float) -> tuple[bytes, bytes]:
