@@ -166,9 +166,9 @@ def command(
     if against is not None and earlier is None:
         artefacts = (Path(against), *artefacts)
     with stages(state, "opening", calm=True) as progress, noise_to_stderr():
-        from mobilec.latency.profile import MeasurementCut, profile
+        from mobilec.latency.profile import MeasurementCut, MeasurementStopped, profile
 
-        cut: MeasurementCut | None = None
+        cut: MeasurementCut | MeasurementStopped | None = None
         try:
             report = profile(
                 artefacts,
@@ -185,23 +185,25 @@ def command(
                 timeout_secs=timeout_secs,
                 progress=lambda stage, done, total: progress(STAGES.get(stage, stage), done, total),
             )
-        except MeasurementCut as error:  # what was timed until then is shown and kept, and the error stands
+        except (MeasurementCut, MeasurementStopped) as error:  # what was timed is shown and kept, the error stands
             report, cut = error.report, error
     result = asdict(report)
     found = judged(report, earlier, against, max_regression) if cut is None else None
     if found is not None:
         result["against"] = asdict(found)
-    if state.json:
-        emit(state, result)
-    else:
-        show(report)
-        if found is not None:
-            show_regression(stdout_console(), found)
-    if save is not None:
-        write_document(save, state, result)
-        if not state.json:
-            click.echo(f"\nSaved with every single run to {plain(save)}")
-    kept(keep, report)
+    try:
+        if state.json:
+            emit(state, result)
+        else:
+            show(report)
+            if found is not None:
+                show_regression(stdout_console(), found)
+    finally:  # nobody need be looking any more: a terminal that was closed stops a measurement too
+        if save is not None:
+            write_document(save, state, result)
+        kept(keep, report)
+    if save is not None and not state.json:
+        click.echo(f"\nSaved with every single run to {plain(save)}")
     if cut is not None:
         raise cut
     if found is not None:
@@ -306,11 +308,13 @@ def _sustained(console: Console, report: ProfileReport) -> None:
             ratio = "" if curve.ratio is None else f"{curve.ratio:.3f}"
             worst = f"{render.ms(slowest.median_ms)} after {slowest.start_s / 60:.1f} min"
             first = render.ms(curve.windows[0].median_ms)
-            rows.append((item.label, first, worst, ratio, ratio_range(curve.interval), curve.verdict))
+            last = curve.windows[-1]
+            lasted = f"{(last.start_s + last.runs * last.median_ms / 1000) / 60:.1f} min"
+            rows.append((item.label, lasted, first, worst, ratio, ratio_range(curve.interval), curve.verdict))
     if rows:
         render.heading(console, "Without a pause")
-        headers = ("artefact", "at first", "at the slowest", "end to beginning", "95 % interval", "verdict")
-        console.print(render.table(headers, rows, right=(1, 2, 3, 4)))
+        headers = ("artefact", "lasted", "at first", "at the slowest", "end to beginning", "95 % interval", "verdict")
+        console.print(render.table(headers, rows, right=range(1, 6)))
 
 
 def _operations(console: Console, item: ArtifactProfile) -> None:

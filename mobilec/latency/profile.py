@@ -25,6 +25,7 @@ Progress = Callable[[str, int, int | None], None]
 WARMUP_SECS = 0.25  # in each launch
 MANY_OUTLIERS = 0.05  # of the runs; fewer are usual on any machine
 WARMUP_LIMIT_SECS = 3.0  # in each launch, while runs still become faster
+INTERRUPTED = "interrupted"  # why a measurement was cut: somebody stopped it
 SETTLE_SECS = 0.005  # an engine's idle threads spin for about a millisecond before they leave the cores to the next one
 
 
@@ -33,6 +34,14 @@ class MeasurementCut(BackendError):
 
     def __init__(self, cause: BackendError, report: ProfileReport) -> None:
         super().__init__(cause.message, hint=cause.hint, detail=cause.detail)
+        self.report = report
+
+
+class MeasurementStopped(KeyboardInterrupt):
+    """Ctrl-C after the first timed run. ``report``: what there is until then, and marked as such."""
+
+    def __init__(self, report: ProfileReport) -> None:
+        super().__init__("measuring was stopped")
         self.report = report
 
 
@@ -82,6 +91,7 @@ def profile(
         UsageError: an argument cannot mean anything. ArtifactError: an artefact is broken.
         BackendUnavailable: this machine cannot run one of them; nothing has been timed then.
         BackendError: a measuring process failed, died or fell silent; MeasurementCut when something was timed by then.
+        KeyboardInterrupt: MeasurementStopped when something was timed by then.
         CheckFailed: a device computes something else than the reference.
     """
     from mobilec.export.artifact import Artifact
@@ -130,11 +140,12 @@ def measure(
     """Run the jobs and put the report together. However this ends, no process and no file of it stays behind.
 
     ``place``: where the jobs' processes run; this machine when left out. Raises MeasurementCut for what goes wrong
-    after the first timed run.
+    after the first timed run, MeasurementStopped for Ctrl-C after it.
     """
     place = place or Here()
     tell = progress or (lambda stage, done, total: None)
     facts, before = place.facts(), place.state()
+    after = before
     runners = [Runner(job, settings) for job in jobs]
     order = random.Random(settings.seed)
     rounds = 0
@@ -151,18 +162,23 @@ def measure(
         for runner in runners if settings.sustained_secs else ():
             close_workers(_workers(runners))  # nobody else's threads beside the long run
             runner.sustain(timeout_secs, lambda done, total: tell("sustained", done, total), place.state)
-    except BackendError as error:
+    except (BackendError, KeyboardInterrupt) as error:
         close_workers(_workers(runners))
-        begun = [runner for runner in runners if runner.starts_ns]
+        begun = [runner for runner in runners if runner.timed]
         if not begun:
             raise
         for runner in begun:
             runner.cut_launch()
-        cut = str(error)
-        raise MeasurementCut(error, _report(begun, settings, place, facts, before, before, cut=cut)) from error
+        interrupted = isinstance(error, KeyboardInterrupt)
+        report = _report(begun, settings, place, facts, before, after, cut=INTERRUPTED if interrupted else str(error))
+        raise _cut(error, report) from error
     finally:
         close_workers(_workers(runners))
     return _report(runners, settings, place, facts, before, after)
+
+
+def _cut(cause: BackendError | KeyboardInterrupt, report: ProfileReport) -> MeasurementCut | MeasurementStopped:
+    return MeasurementCut(cause, report) if isinstance(cause, BackendError) else MeasurementStopped(report)
 
 
 def _report(
@@ -178,7 +194,7 @@ def _report(
     from mobilec.latency.statistics import compare, summarise
 
     labels = [runner.job.label for runner in runners]
-    origin_ns = min(runner.starts_ns[0] for runner in runners)
+    origin_ns = min(runner.timed[0].start_ns for runner in runners)
     samples = [runner.samples(origin_ns) for runner in runners]
     results = tuple(
         runner.result(columns, summarise(columns, seed=settings.seed))

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mobilec.errors import BackendUnavailable
 from mobilec.latency.channel import Channel, Worker
@@ -66,6 +66,15 @@ class Job:
         return self.start(timeout_secs) if self.start else Worker(self.label, self.command, timeout_secs=timeout_secs)
 
 
+class TimedRun(NamedTuple):
+    """One row of the samples; ``start_ns`` on the measuring process's clock."""
+
+    launch: int
+    round: int
+    start_ns: int
+    duration_ns: int
+
+
 class Runner:
     """A job and what came back so far. In each launch the methods are called in the order they stand here."""
 
@@ -75,14 +84,11 @@ class Runner:
         self.engine = ""
         self.threads: int | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
-        self.starts_ns: list[int] = []
+        self.timed: list[TimedRun] = []
         self._settings = settings
         self._launches: list[Launch] = []
         self._typical_secs = 0.0
         self._burst = 1
-        self._durations_ns: list[int] = []
-        self._rounds: list[int] = []
-        self._launch_of_run: list[int] = []
         self._ops: OpTable | None = None
         self._ops_note = ""
         self._sustained: Sustained | None = None
@@ -143,17 +149,16 @@ class Runner:
             stage=f"in round {round_index + 1} of the timed runs",
             takes_secs=settle_secs + (self._burst + 1) * self._typical_secs,
         )
-        self.starts_ns += answer["start_ns"]
-        self._durations_ns += answer["duration_ns"]
-        self._rounds += [round_index] * len(answer["duration_ns"])
-        self._launch_of_run += [len(self._launches)] * len(answer["duration_ns"])
+        launch = len(self._launches)
+        pairs = zip(answer["start_ns"], answer["duration_ns"], strict=True)
+        self.timed += [TimedRun(launch, round_index, start, duration) for start, duration in pairs]
 
     def done(self) -> float:
         """How much of all that was asked for has been timed, 0..1: runs, time, and rounds enough for the statistics."""
         settings = self._settings
-        by_runs = len(self._durations_ns) / settings.num_runs
-        by_time = sum(self._durations_ns) / 1e9 / settings.min_secs if settings.min_secs else 1.0
-        by_rounds = len(set(self._rounds)) / min(FEWEST_ROUNDS, settings.num_runs)
+        by_runs = len(self.timed) / settings.num_runs
+        by_time = sum(run.duration_ns for run in self.timed) / 1e9 / settings.min_secs if settings.min_secs else 1.0
+        by_rounds = len({run.round for run in self.timed}) / min(FEWEST_ROUNDS, settings.num_runs)
         return min(by_runs, by_time, by_rounds, 1.0)
 
     def finish_launch(self) -> None:
@@ -161,7 +166,7 @@ class Runner:
 
     def cut_launch(self) -> None:
         """Keep what the present launch has timed, after its process was lost."""
-        if len(self._launches) in self._launch_of_run:
+        if self.timed[-1].launch == len(self._launches):
             self._keep_launch(self._loaded["baseline_rss_bytes"])
 
     def _keep_launch(self, peak_rss_bytes: int) -> None:
@@ -179,7 +184,8 @@ class Runner:
     def sustain(
         self, timeout_secs: float, told: Callable[[int, int], None], read_state: Callable[[], MachineState]
     ) -> None:
-        """Runs without a pause for as long as the settings say, in a process of their own.
+        """Runs without a pause for as long as the settings say, in a process of their own. However this ends, the
+        windows until then are kept.
 
         Args:
             told: windows done, and in all. read_state: of the machine that runs it.
@@ -192,18 +198,21 @@ class Runner:
         self.run_cold()
         windows: list[Window] = []
         begin_ns, passed_secs = None, 0.0
-        while passed_secs < total_secs:
-            told(min(len(windows), WINDOWS - 1), WINDOWS)
-            request = {"do": "run", "runs": 1, "secs": step_secs}
-            takes_secs = step_secs + 2 * self._typical_secs
-            answer = self._ask(request, stage="in the sustained run", takes_secs=takes_secs)
-            begin_ns = answer["start_ns"][0] if begin_ns is None else begin_ns
-            state = read_state()
-            durations_ms = tuple(ns / 1e6 for ns in answer["duration_ns"])
-            start_s = (answer["start_ns"][0] - begin_ns) / 1e9
-            windows.append(window(Stretch(start_s, durations_ms, state.cpu_mhz, state.temperature_c)))
-            passed_secs = (answer["start_ns"][-1] + answer["duration_ns"][-1] - begin_ns) / 1e9
-        self._sustained = curve(windows, total_secs, seed=self._settings.seed)
+        try:
+            while passed_secs < total_secs:
+                told(min(len(windows), WINDOWS - 1), WINDOWS)
+                request = {"do": "run", "runs": 1, "secs": step_secs}
+                takes_secs = step_secs + 2 * self._typical_secs
+                answer = self._ask(request, stage="in the sustained run", takes_secs=takes_secs)
+                begin_ns = answer["start_ns"][0] if begin_ns is None else begin_ns
+                state = read_state()
+                durations_ms = tuple(ns / 1e6 for ns in answer["duration_ns"])
+                start_s = (answer["start_ns"][0] - begin_ns) / 1e9
+                windows.append(window(Stretch(start_s, durations_ms, state.cpu_mhz, state.temperature_c)))
+                passed_secs = (answer["start_ns"][-1] + answer["duration_ns"][-1] - begin_ns) / 1e9
+        finally:
+            if windows:
+                self._sustained = curve(windows, total_secs, seed=self._settings.seed)
 
     def profile_ops(self, roofline: bool = False) -> None:
         """The per-op table; an engine without a profiler leaves a note in its place. And placement, if it is told.
@@ -229,10 +238,10 @@ class Runner:
     def samples(self, origin_ns: int) -> Samples:
         """The timed runs, their starts counted from ``origin_ns``."""
         return Samples(
-            launch=tuple(self._launch_of_run),
-            round=tuple(self._rounds),
-            start_s=tuple((start - origin_ns) / 1e9 for start in self.starts_ns),
-            latency_ms=tuple(duration / 1e6 for duration in self._durations_ns),
+            launch=tuple(run.launch for run in self.timed),
+            round=tuple(run.round for run in self.timed),
+            start_s=tuple((run.start_ns - origin_ns) / 1e9 for run in self.timed),
+            latency_ms=tuple(run.duration_ns / 1e6 for run in self.timed),
         )
 
     def result(self, samples: Samples, latency: LatencyStats) -> ArtifactProfile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mobilec.cli import signals
+from mobilec.latency.history import entries
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -100,8 +102,7 @@ def test_an_interrupted_core_ml_export_keeps_what_was_there(net: Path) -> None:
 
 def test_an_interrupted_profile_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
     process = _start(tmp_path, "profile", str(tiny), str(tiny), "--min-secs", "60", "--save", "result.json")
-    seen = _wait_for(process, "timing runs")
-    time.sleep(0.3)
+    seen = _wait_for(process, "loading")
     os.killpg(process.pid, signal.SIGINT)
     _finish(process, seen)
     assert process.returncode == 130
@@ -109,9 +110,45 @@ def test_an_interrupted_profile_leaves_no_process(tiny: Path, tmp_path: Path) ->
     assert _group_is_gone(process.pid)
 
 
+@pytest.mark.parametrize(
+    ("words", "stage", "sent"),
+    [
+        (("--min-secs", "60"), "timing runs", signal.SIGINT),
+        (("--min-secs", "0.1", "--no-ops", "--sustained", "0.5"), "running without a pause", signal.SIGINT),
+        (("--min-secs", "0.1", "--no-ops", "--sustained", "0.5"), "running without a pause", signal.SIGHUP),
+    ],
+)
+def test_an_interrupted_profile_keeps_what_it_timed(
+    tiny: Path, tmp_path: Path, words: tuple[str, ...], stage: str, sent: int
+) -> None:
+    process = _start(tmp_path, "profile", str(tiny), *words, "--save", "result.json", "--history", "history")
+    seen = _wait_for(process, stage)
+    if sent == signal.SIGHUP:  # the terminal went away, and with it whoever reads
+        assert process.stdout is not None
+        process.stdout.close()
+    time.sleep(2)  # two windows and more
+    os.killpg(process.pid, sent)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert (seen.encode() + stderr).splitlines()[-1] == b"interrupted: stopped; nothing half-written is left"
+    assert b"Traceback" not in stderr
+    if sent == signal.SIGINT:
+        assert b"warning: cut short: interrupted" in stdout
+        assert stdout.decode().splitlines()[-1] == "Saved with every single run to result.json"
+    saved = json.loads((tmp_path / "result.json").read_text())
+    (item,) = saved["artifacts"]
+    assert saved["cut"] == "interrupted"
+    assert item["latency"]["runs"] == len(item["samples"]["latency_ms"]) > 0
+    if "--sustained" in words:
+        assert 0 < len(item["sustained"]["windows"]) < 60
+    (entry,) = entries(tmp_path / "history")
+    assert entry.cut == "interrupted"
+    assert _group_is_gone(process.pid)
+
+
 def test_two_taps_are_as_good_as_one(tiny: Path, tmp_path: Path) -> None:
-    process = _start(tmp_path, "profile", str(tiny), "--min-secs", "60")
-    seen = _wait_for(process, "timing runs")
+    process = _start(tmp_path, "profile", str(tiny), "--warmup-runs", "1000000000")
+    seen = _wait_for(process, "warming up")
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

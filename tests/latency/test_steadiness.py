@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from mobilec.errors import BackendError
 from mobilec.latency import statistics
-from mobilec.latency.profile import measure
+from mobilec.latency.profile import MeasurementCut, MeasurementStopped, measure
 from mobilec.latency.runner import Job
 from mobilec.latency.samples import Drift, Samples, Settings
 from mobilec.latency.statistics import summarise
@@ -168,3 +169,22 @@ def test_a_sustained_run_of_few_runs_gives_no_verdict(job: Jobs, settings: Setti
     assert found is not None
     assert (found.verdict, found.ratio, found.interval) == ("too short to tell", None, None)
     assert 5 <= len(found.windows) <= 8
+
+
+@pytest.mark.parametrize("cut", [MeasurementCut, MeasurementStopped])
+def test_a_sustained_run_that_ends_early_keeps_its_windows(job: Jobs, settings: Settings, cut: type) -> None:
+    settings = dataclasses.replace(settings, sustained_secs=6.0, launches=1)
+
+    def told(stage: str, done: int, total: int | None) -> None:
+        if stage == "sustained" and done == 20:
+            raise BackendError("gone") if cut is MeasurementCut else KeyboardInterrupt
+
+    with pytest.raises(cut) as caught:
+        measure([job("a", median_ms=4, spread=0.01)], settings, per_op=False, timeout_secs=60, progress=told)
+    report = caught.value.report
+    assert report.cut == ("gone" if cut is MeasurementCut else "interrupted")
+    assert report.warnings[0] == f"cut short: {report.cut}"
+    found = report.artifacts[0].sustained
+    assert found is not None
+    assert len(found.windows) == 20
+    assert report.artifacts[0].latency.runs >= settings.num_runs

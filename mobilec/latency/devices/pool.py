@@ -155,6 +155,7 @@ def sweep(
     Raises:
         UsageError: no such address. BackendUnavailable: no tracker, no board under the key, or one that cannot run an
             artefact. MeasurementCut: some artefacts could not be timed; those that could are in its report.
+        KeyboardInterrupt: MeasurementStopped when an artefact was timed by then.
     """
     host, port, key = parse_address(address)
     name = f"rpc:{address}"
@@ -179,10 +180,13 @@ def sweep(
         threading.Thread(target=_board, args=(state, name, (host, port, key), wish, task), daemon=True)
         for _ in range(min(boards, len(jobs)))
     ]
+    stopped: KeyboardInterrupt | None = None
     try:
         for thread in threads:
             thread.start()
         _watch(state, (host, port), key, threads, progress)
+    except KeyboardInterrupt as error:
+        stopped = error
     finally:
         with state.lock:
             state.stopped = True
@@ -193,7 +197,7 @@ def sweep(
             thread.join(_TRACKER_SECS)
     if state.error is not None:
         raise state.error
-    return _together(name, jobs, settings, state)
+    return _together(name, jobs, settings, state, stopped)
 
 
 def _check_sendable(artifact: Artifact, job: Job) -> None:
@@ -347,9 +351,11 @@ def _measure(
     return measure([placed_job], settings, per_op=per_op, timeout_secs=wish.timeout_secs, place=placed)
 
 
-def _together(name: str, jobs: Sequence[Job], settings: Settings, state: _Sweep) -> ProfileReport:
-    """One report of all. Raises MeasurementCut, or the failure itself where nothing was timed."""
-    from mobilec.latency.profile import MeasurementCut
+def _together(
+    name: str, jobs: Sequence[Job], settings: Settings, state: _Sweep, stopped: KeyboardInterrupt | None
+) -> ProfileReport:
+    """One report of all. Raises MeasurementCut or MeasurementStopped, or the cause itself where nothing was timed."""
+    from mobilec.latency.profile import INTERRUPTED, MeasurementCut, MeasurementStopped
 
     missing = [number for number in range(len(jobs)) if number not in state.reports]
     error: BackendError | None = None
@@ -357,8 +363,11 @@ def _together(name: str, jobs: Sequence[Job], settings: Settings, state: _Sweep)
         labels = ", ".join(jobs[number].label for number in missing)
         first = next((state.failures[number] for number in missing if number in state.failures), None)
         why = str(first) if first is not None else state.losses[-1] if state.losses else "no board was left"
+        why = INTERRUPTED if stopped else why
         error = BackendUnavailable(f"{len(missing)} of {len(jobs)} artefacts were not timed ({labels}): {why}")
         if not state.reports:
+            if stopped:
+                raise stopped
             raise first if first is not None and len(missing) == 1 else error
     found = [state.reports[number] for number in sorted(state.reports)]
     first_report = found[0][1]
@@ -378,6 +387,8 @@ def _together(name: str, jobs: Sequence[Job], settings: Settings, state: _Sweep)
         cut=str(error) if error is not None else "",
         boards=tuple(boards.values()),
     )
+    if stopped is not None:
+        raise MeasurementStopped(report) from stopped
     if error is not None:
         raise MeasurementCut(error, report)
     return report

@@ -19,7 +19,7 @@ from mobilec.latency.devices import pool
 from mobilec.latency.devices.board import ask
 from mobilec.latency.devices.pool import ask_tracker, parse_address, servers_of
 from mobilec.latency.devices.serving import Serving, alive, serving
-from mobilec.latency.profile import MeasurementCut, profile
+from mobilec.latency.profile import MeasurementCut, MeasurementStopped, profile
 from support.artefacts import Lively
 from support.sshd import free_port
 
@@ -105,6 +105,23 @@ def test_no_board_is_left(models: list[Path], boards: tuple[Serving, Serving], m
     report = caught.value.report
     assert 1 <= len(report.artifacts) < 6
     assert report.cut == str(caught.value)
+
+
+def test_a_sweep_that_is_stopped_keeps_the_artefacts_it_timed(
+    models: list[Path], boards: tuple[Serving, Serving]
+) -> None:
+    first, _ = boards
+
+    def told(stage: str, done: int, total: int | None) -> None:
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(MeasurementStopped) as caught:
+        profile([models[0]] * 40, device=first.device, progress=told, **QUICK)
+    report = caught.value.report
+    assert 1 <= len(report.artifacts) < 40
+    assert report.cut.endswith(": interrupted")
+    assert alive(first)
 
 
 def tracker_pid(serving: Serving) -> int:
