@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mobilec.passes.decibels import psnr_db
+
 Z_95 = 1.959963984540054
 
 
@@ -124,26 +126,9 @@ def max_relative_error(reference: np.ndarray, artefact: np.ndarray) -> float | N
         return finite_or_none(float((np.abs(a - b)[nonzero] / np.abs(b)[nonzero]).max()))
 
 
-def psnr_db(reference: np.ndarray, artefact: np.ndarray) -> float:
-    """``10 log10(peak^2 / mean squared error)`` over elements: inf when equal, -inf for a zero reference with an error.
-
-    The mean is over all elements, whatever the batch; the peak is the reference's largest magnitude. NaN when empty.
-    """
-    b, a = reference.astype(np.float64), artefact.astype(np.float64)
-    if not b.size:
-        return math.nan
-    # Scaled by the largest error, so that squares neither overflow nor vanish.
-    largest = float(np.abs(a - b).max())
-    if largest == 0:
-        return math.inf
-    peak = peak_of(b)
-    if peak == 0:
-        return -math.inf
-    return 20 * math.log10(peak) - 20 * math.log10(largest) - 10 * math.log10(float(np.mean(((a - b) / largest) ** 2)))
-
-
 def snr_db(reference: np.ndarray, artefact: np.ndarray) -> float:
-    """``10 log10(sum of b^2 / sum of (a - b)^2)``; limits as for ``psnr_db``."""
+    """``10 log10(sum of b^2 / sum of (a - b)^2)``: inf when equal, -inf for a zero reference with an error, NaN when
+    empty."""
     b, a = reference.astype(np.float64), artefact.astype(np.float64)
     if not b.size:
         return math.nan

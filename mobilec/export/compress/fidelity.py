@@ -11,6 +11,7 @@ from torch import Tensor
 from mobilec.export.compress.running import Runner
 from mobilec.export.compress.samples import Samples
 from mobilec.export.compress.schemes import Limit
+from mobilec.passes.decibels import psnr_db
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Tally:
     def add(self, reference: Sequence[Tensor], other: Sequence[Tensor], samples: int) -> None:
         """One batch; only the first ``samples`` of it count, the others fill it up."""
         for row in range(samples):
-            pairs = [(_row(a, row, samples), _row(b, row, samples)) for a, b in zip(reference, other, strict=True)]
-            self._levels.append(min((psnr_db(a, b) for a, b in pairs), default=math.inf))
+            rows = [(_row(a, row, samples), _row(b, row, samples)) for a, b in zip(reference, other, strict=True)]
+            levels = [psnr_db(a.double().numpy(), b.double().numpy()) for a, b in rows]
+            self._levels.append(min(levels, default=math.inf))
         if len(reference) == 1 and reference[0].dim() == 2 and reference[0].shape[1] > 1:
             same = reference[0][:samples].argmax(1) == other[0][:samples].argmax(1)
             self._same += int(same.sum())
@@ -72,20 +74,6 @@ def _level(value: float) -> float | None:
 def _row(tensor: Tensor, row: int, samples: int) -> Tensor:
     """One sample of an output; an output without a batch axis belongs to all of them."""
     return tensor[row] if tensor.dim() and samples > 1 and tensor.shape[0] >= samples else tensor
-
-
-def psnr_db(reference: Tensor, other: Tensor) -> float:
-    """``10 log10(peak^2 / mean squared error)``, the peak the largest magnitude of the reference; inf when equal.
-
-    -inf where the other holds NaN or infinity.
-    """
-    if not reference.is_floating_point():
-        return math.inf
-    error = float((reference.double() - other.double()).square().mean()) if reference.numel() else 0.0
-    if error == 0.0:
-        return math.inf
-    peak = float(reference.double().abs().max())
-    return 10 * math.log10(peak**2 / error) if peak and math.isfinite(error) else -math.inf
 
 
 def compare(reference: Runner, other: Runner, samples: Samples, what: str) -> Fidelity:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from mobilec.errors import UsageError
 from mobilec.passes.aliasing import written_by
+from mobilec.passes.decibels import psnr_db
 from mobilec.passes.graph import Editor
 from mobilec.passes.listing import Step, apply, apply_on_copies, argument_nodes, constants_for_run, write_down
 from mobilec.passes.provenance import module_path, op_name, source_line
@@ -418,7 +419,7 @@ class _AgreementCounter:
 
     def see(self, exact: Sequence[Any], found: Sequence[Any]) -> None:
         for before, after in zip(exact, found, strict=True):
-            if not isinstance(before, Tensor) or not before.dtype.is_floating_point or not before.numel():
+            if not isinstance(before, Tensor) or not before.numel():
                 continue
             for one, other in zip(_samples(before.double()), _samples(after.double()), strict=True):
                 self._see_sample(one, other)
@@ -430,13 +431,11 @@ class _AgreementCounter:
         before, after = before[fine], after[fine]
         if not before.numel():
             return
-        peak, error = float(before.abs().max()), float((before - after).square().mean())
-        if error:
-            self._psnr = min(self._psnr, 20 * math.log10(peak / math.sqrt(error)) if peak else -math.inf)
+        self._psnr = min(self._psnr, psnr_db(before.numpy(), after.numpy()))
         lengths = float(before.norm() * after.norm())
         if lengths:
             self._cosine = min(self._cosine, float(before @ after) / lengths)
-        elif error:
+        elif not torch.equal(before, after):
             self._cosine = min(self._cosine, 0.0)
 
     def result(self) -> Agreement:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mobilec.errors import DataError, ExportError, UsageError
 from mobilec.export.calibration import calibration
 from mobilec.export.compress.compress import compress
-from mobilec.export.compress.fidelity import Tally, psnr_db
+from mobilec.export.compress.fidelity import Tally
 from mobilec.export.compress.layers import find_layers, kept
 from mobilec.export.compress.running import Runner
 from mobilec.export.compress.schemes import W8A8, WEIGHT_SCHEMES, Compression, Format, Limit
@@ -267,8 +267,19 @@ def test_transposed_convolutions(groups):
         assert done.report["estimate"]["psnr_db"] > 35
 
 
-def test_psnr_by_hand():
-    assert psnr_db(torch.tensor([0.0, 4.0]), torch.tensor([0.0, 3.0])) == pytest.approx(10 * np.log10(16 / 0.5))
-    assert psnr_db(torch.ones(3), torch.ones(3)) == float("inf")
-    assert psnr_db(torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])) == float("-inf")
-    assert psnr_db(torch.zeros(3), torch.ones(3)) == float("-inf")
+def test_the_worst_output_of_a_sample_tells():
+    tally = Tally()
+    scores, classes = torch.tensor([[0.0, 4.0]]), torch.tensor([3])
+    tally.add([scores, classes], [torch.tensor([[0.0, 3.0]]), classes], 1)
+    assert tally.close().psnr_db == pytest.approx(10 * np.log10(16 / 0.5))
+    tally.add([scores, classes], [scores, torch.tensor([1])], 1)  # another class is an error too
+    assert tally.close().psnr_db == pytest.approx(10 * np.log10(9 / 4))
+    tally.add([scores, classes], [torch.full((1, 2), torch.nan), classes], 1)
+    assert tally.close().psnr_db == -999.0
+
+
+def test_nothing_differs():
+    tally = Tally()
+    masked = torch.tensor([[0.0, -torch.inf]])
+    tally.add([masked], [masked], 1)
+    assert tally.close().psnr_db is None
