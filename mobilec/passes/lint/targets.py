@@ -104,6 +104,11 @@ def facts(target: str, vocabulary: str) -> Vocabulary:
     known = vocabularies()
     if (target, vocabulary) not in known:
         targets = sorted({name for name, _ in known})
+        if target == "native":
+            raise UsageError(
+                "nothing to judge for native: its kernels run all operators on the CPU, and none can leave that",
+                hint=f"`mobilec export --to tvm` names an operator without a kernel; to judge are {', '.join(targets)}",
+            )
         if target not in targets:
             hint = did_you_mean(target, targets, f"there are {', '.join(targets)}")
             raise UsageError(f"no target is called {target!r}", hint=hint)

@@ -87,6 +87,9 @@ def test_unknown_targets_and_vocabularies() -> None:
         facts("nnap", "onnx")
     with pytest.raises(UsageError, match="hexagon is not known in 'mil' operators; it is in onnx"):
         facts("hexagon", "mil")
+    with pytest.raises(UsageError, match="nothing to judge for native: .* on the CPU") as caught:
+        facts("native", "onnx")
+    assert "to judge are ane, cpu, hexagon" in caught.value.hint
 
 
 def test_facts_ship_with_the_package() -> None:
