@@ -21,7 +21,7 @@ import numpy as np
 
 import mobilec
 from common import SMALLEST, markdown
-from mobilec.export.standalone import executable_of
+from mobilec.export.native import executable_of
 from mobilec.runtime.load import load_reference
 
 BAR = 1e-4

@@ -3,7 +3,7 @@
     python benchmarks/native_load.py [--models NAME ...] [--rounds 7] [--threads 2]
 
 *read* is the whole file once through memory; *load* is ``mobilec.load`` up to a session that can run, its checksums
-apart, in a fresh process that has imported TVM; *first* is the first inference. Medians over fresh processes. The bar:
+apart, in a fresh process; *first* is the first inference. Medians over fresh processes. The bar:
 load takes at most 100 ms more than read. Artefacts are those of ``native_vs_peers.py``, in its cache folder.
 """
 
@@ -26,7 +26,6 @@ COLUMNS = ("read_ms", "load_ms", "first_ms")
 def measure(artefact: Path, threads: int) -> dict[str, float]:
     """Milliseconds by column, in this process."""
     import numpy as np
-    import tvm.relax  # noqa: F401  # what runs any library; not part of loading one
 
     from mobilec.runtime.load import load
 

@@ -1,6 +1,7 @@
 """The native writer: one shared library of kernels and weights, compiled for a CPU through TVM.
 
-TVM brings the graph's memory plan, its virtual machine and LLVM; the kernels are ours (`mobilec.export.kernels`).
+TVM brings the intermediate language and LLVM; the kernels (`mobilec.export.kernels`), their order and memory, and what
+runs them (`mobilec.export.native`) are ours.
 """
 
 from __future__ import annotations
@@ -11,25 +12,24 @@ from typing import Any
 
 from mobilec.errors import ExportError
 from mobilec.export.blame import conversion_error
-from mobilec.export.linking import check_linker, link_library
+from mobilec.export.linking import check_linker
+from mobilec.export.native import EXECUTABLE, Model, write_executable, write_header, write_library
 from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import quiet
 from mobilec.export.request import WriteRequest, Written
-from mobilec.export.standalone import EXECUTABLE, write_executable
 
 INSTALL = "pip install 'mobilec[tvm]'"
 HOST = "host"
 
 
 def write(request: WriteRequest) -> Written:
-    """Write ``model.so`` and ``kernels.json``, and ``model`` where an executable is wanted.
+    """Write ``model.so``, its ``mobilec.h`` and ``kernels.json``, and ``model`` where an executable is wanted.
 
     Raises ExportError: TVM or what links is not installed, an operator has no kernel (it is named), a type other
     than float32. UsageError: a CPU that LLVM does not know.
     """
     check(request.cpu, request.executable)
     from mobilec.export.kernels.account import account, write_account
-    from mobilec.export.kernels.calls import list_calls
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
@@ -42,17 +42,19 @@ def write(request: WriteRequest) -> Written:
     request.progress("choosing kernels")
     with quiet() as log:
         try:
-            module = lower(program, cpu, [spec.name for spec in request.inputs], tiles)
-            request.progress(f"compiling {len(module.functions) - 1} kernels")
-            executable = build(module, cpu)
-            write_account(request.folder, account(module, program))
+            lowered = lower(program, cpu, tiles)
+            request.progress(f"compiling {len(lowered.kernels)} kernels")
+            compiled = build(lowered.kernels, cpu)
+            model = Model(compiled, lowered.calls, request.inputs, request.outputs, cpu, request.facts)
+            write_account(request.folder, account(lowered.uses, program))
+            write_header(request.folder)
             request.progress("linking")
             with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
-                link_library(executable, request.folder / request.model_file, cpu, Path(folder))
+                write_library(model, request.folder / request.model_file, Path(folder))
             if request.executable:
                 request.progress("linking the executable (the first time on a machine, zig prepares for a minute)")
                 with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
-                    write_executable(executable, list_calls(module), request, cpu, Path(folder))
+                    write_executable(model, request.folder / EXECUTABLE, Path(folder))
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:  # TVM's errors have no root of their own

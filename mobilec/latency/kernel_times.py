@@ -14,10 +14,9 @@ from mobilec.export.kernels.account import KernelUse, read_account
 from mobilec.latency.samples import OpTable, OpTime
 from mobilec.runtime.ceiling import Ceiling, measure_ceiling
 from mobilec.runtime.load import load
-from mobilec.runtime.tvm_session import TvmSession
+from mobilec.runtime.native_session import NativeSession
 
 _WARMUP = 3  # first runs, left out: cold caches
-_MACHINE = "vm."  # what calls of the virtual machine itself begin with
 
 Run = Sequence[tuple[str, float]]
 
@@ -30,7 +29,7 @@ def profile_kernels(
     Raises ArtifactError: the artefact does not say what its kernels are for, or says it of others.
     """
     with load(path, threads=threads, verify=False) as session:
-        if not isinstance(session, TvmSession):
+        if not isinstance(session, NativeSession):
             raise BackendUnavailable(f"per-kernel times need native kernels; this artefact runs on {session.backend}")
         used = session.threads
         taken = session.kernel_times(dict(feeds), runs + _WARMUP)[_WARMUP:]
@@ -41,13 +40,12 @@ def profile_kernels(
 def aggregate(runs: Sequence[Run], uses: Sequence[KernelUse], path: Path) -> OpTable:
     """A row for each kernel call: the median over all runs, which interruptions of single calls do not move.
 
-    ``runs``: (function, seconds) of all calls, those of the virtual machine included.
+    ``runs``: (kernel, seconds) of all calls.
     """
-    kernels = [[(name, secs) for name, secs in run if not name.startswith(_MACHINE)] for run in runs]
     names = [use.kernel for use in uses]
-    if any([name for name, _ in run] != names for run in kernels):
+    if any([name for name, _ in run] != names for run in runs):
         raise ArtifactError(f"{path} lists other kernels than its library calls", hint="export the model again")
-    medians = [1e6 * statistics.median(run[at][1] for run in kernels) for at in range(len(uses))]
+    medians = [1e6 * statistics.median(run[at][1] for run in runs) for at in range(len(uses))]
     total = sum(medians)
     rows = tuple(
         OpTime(use.kernel, use.op, use.where, median, median / total if total else 0.0, use.macs, use.bytes_moved)

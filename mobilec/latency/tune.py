@@ -25,7 +25,7 @@ from mobilec.latency.statistics import compare
 if TYPE_CHECKING:
     from mobilec.export.kernels.cpu import Cpu
     from mobilec.export.kernels.tiles import Product
-    from mobilec.runtime.tvm_session import TvmSession
+    from mobilec.runtime.native_session import NativeSession
 
 CLEARLY = 0.98  # of the usual time, the end of the interval: less is not worth leaving the usual tile
 CONFIDENCE = 0.99  # many kernels times many tiles: one in twenty would be wrong too often
@@ -74,7 +74,7 @@ class Tuning:
 @dataclass(frozen=True)
 class _Variant:
     path: Path
-    session: TvmSession
+    session: NativeSession
     tiles: dict[Product, Size]
 
 
@@ -176,7 +176,7 @@ class _Builder:
         from mobilec.export.kernels.lowering import lower
         from mobilec.export.kernels.program import build
         from mobilec.export.kernels.tiles import Tiles
-        from mobilec.export.linking import link_library
+        from mobilec.export.native import Model, write_library
         from mobilec.export.quiet import quiet
 
         manifest = self.artifact.manifest
@@ -184,18 +184,20 @@ class _Builder:
         self.made += 1
         scratch = self.folder / str(self.made)
         scratch.mkdir()
-        with quiet():
-            module = lower(self.program, self.cpu, [spec.name for spec in manifest.inputs], chooser)
-            link_library(build(module, self.cpu), scratch / "model.so", self.cpu, scratch)
         path = scratch / "model.so"
+        with quiet():
+            lowered = lower(self.program, self.cpu, chooser)
+            compiled = build(lowered.kernels, self.cpu)
+            model = Model(compiled, lowered.calls, manifest.inputs, manifest.outputs, self.cpu, {})
+            write_library(model, path, scratch)
         tiles = {product: (tile.rows, tile.vectors) for product, tile in chooser.chosen.items()}
         return _Variant(path, self.open(path), tiles)
 
-    def open(self, path: Path) -> TvmSession:
-        from mobilec.runtime.tvm_session import TvmSession
+    def open(self, path: Path) -> NativeSession:
+        from mobilec.runtime.native_session import NativeSession
 
         manifest = self.artifact.manifest
-        return TvmSession(
+        return NativeSession(
             path, inputs=manifest.inputs, outputs=manifest.outputs, options=manifest.options, threads=self.threads
         )
 
@@ -233,15 +235,14 @@ def _compared(usual: _Variant, other: _Variant, tiles: dict[Product, Size], roun
 
 
 def _by_product(run: Sequence[tuple[str, float]], products: Sequence[Product]) -> dict[Product, float]:
-    """Seconds of one inference by product. TVM numbers kernels of one name by digits behind it."""
+    """Seconds of one inference by product."""
+    from mobilec.export.kernels.program import kind_of
+
     names = {product.kernel: product for product in products}
     spent = dict.fromkeys(products, 0.0)
     for name, seconds in run:
-        kernel = name if name in names else max(
-            (each for each in names if name.startswith(each) and name[len(each) :].isdigit()), key=len, default=""
-        )  # fmt: skip
-        if kernel:
-            spent[names[kernel]] += seconds
+        if kind_of(name) in names:
+            spent[names[kind_of(name)]] += seconds
     return spent
 
 
@@ -264,7 +265,7 @@ def _choose(trials: Any, usual: _Variant) -> tuple[Choice, ...]:
     return tuple(sorted(found, key=lambda choice: -choice.share * (1 - choice.trial.ratio)))
 
 
-def _whole(open_: Callable[[Path], TvmSession], usual: Path, best: Path, rounds: int) -> Comparison:
+def _whole(open_: Callable[[Path], NativeSession], usual: Path, best: Path, rounds: int) -> Comparison:
     """Both libraries in turns, loaded anew several times: speed depends on where their memory happens to lie."""
     taken: list[list[tuple[int, int, float]]] = [[], []]  # launch, round, milliseconds
     for launch in range(LAUNCHES):
@@ -294,7 +295,7 @@ def _whole(open_: Callable[[Path], TvmSession], usual: Path, best: Path, rounds:
     return compare(first, second, baseline_label="by cost", candidate_label="tuned", confidence=CONFIDENCE)
 
 
-def _runs_of_a_turn(session: TvmSession, feeds: Any) -> int:
+def _runs_of_a_turn(session: NativeSession, feeds: Any) -> int:
     began = time.perf_counter()
     session.run(feeds)
     return max(3, min(200, int(TURN_SECS / max(time.perf_counter() - began, 1e-6))))

@@ -48,7 +48,6 @@ _ENGINES = {
     "onnx": "onnxruntime",
     "coreml": "coremltools",
     "coreai": "coreai.runtime",
-    "tvm": "tvm.relax",
 }  # artefact's backend -> the package that runs it
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mobilec.errors import BackendUnavailable
+from mobilec.errors import BackendUnavailable, ExportError
+from mobilec.passes.evidence import TensorSpec
 
-SECS = 0.25  # for each of the two
+if TYPE_CHECKING:
+    from mobilec.export.kernels.cpu import Cpu
+    from mobilec.runtime.native_session import NativeSession
+
+SECS = 0.5  # for both
 ROWS, DEPTH, COLUMNS = 784, 256, 256  # a layer that keeps its tiles in registers and its weights in the caches
 COPIED = 262_144  # float32 numbers, 1 MB: about one feature map, which the second- and third-level caches hold
 COPIES = 8  # in one call, whose own cost then does not count
+INPUTS = {"rows": (ROWS, DEPTH), "source": (64, COPIED // 64)}
+OUTPUTS = {"product": (ROWS, COLUMNS), "copy": (64, COPIED // 64)}
 
 
 @dataclass(frozen=True)
@@ -29,77 +36,77 @@ class Ceiling:
 
 
 def measure_ceiling(threads: int) -> Ceiling:
-    """Raises BackendUnavailable where TVM is not installed."""
+    """Raises BackendUnavailable where TVM or what links native code is not installed."""
     from importlib.util import find_spec
 
     from mobilec.export.to_tvm import INSTALL
-    from mobilec.runtime.tvm_session import with_pool
+    from mobilec.runtime.native_session import NativeSession
 
     if find_spec("tvm") is None:
         raise BackendUnavailable("what this machine reaches is measured through apache-tvm", hint=INSTALL)
-    return with_pool(threads, lambda: _measure(threads))
-
-
-def _measure(threads: int) -> Ceiling:
-    import numpy as np
-    import tvm
-
-    library = tvm.compile(tvm.IRModule(_kernels()), target=_target())
-    rng = np.random.default_rng(0)
-
-    def tensor(size: int) -> Any:
-        return tvm.runtime.tensor(rng.standard_normal(size).astype(np.float32))
-
-    product = [tensor(size) for size in (ROWS * DEPTH, DEPTH * COLUMNS, ROWS * COLUMNS)]
-    copy = [tensor(COPIED), tensor(COPIED)]
-    macs = ROWS * DEPTH * COLUMNS / _fastest(lambda: library["product"](*product))
-    moved = 2 * 4 * COPIED * COPIES / _fastest(lambda: library["copy"](*copy))
-    return Ceiling(macs, moved, threads)
-
-
-def _fastest(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest call: what others did to the slower ones is not the machine's limit."""
-    best, end = float("inf"), time.perf_counter() + SECS
-    while True:
-        begin = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - begin)
-        if begin > end:
-            return best
-
-
-def _target() -> Any:
-    from mobilec.export.kernels.cpu import find_cpu, target_of
-
-    return target_of(find_cpu())
-
-
-def _kernels() -> dict[str, Any]:
-    from tvm import tirx
-
     from mobilec.export.kernels.cpu import find_cpu
+
+    inputs, outputs = _specs(INPUTS), _specs(OUTPUTS)
+    with tempfile.TemporaryDirectory(prefix="mobilec-ceiling-") as folder:
+        try:
+            path = _write(find_cpu(), Path(folder))
+        except ExportError as error:
+            raise BackendUnavailable(error.message, hint=error.hint, detail=error.detail) from error
+        with NativeSession(path, inputs=inputs, outputs=outputs, options={}, threads=threads) as session:
+            best = _fastest(session)
+    macs = ROWS * DEPTH * COLUMNS / best["product"]
+    return Ceiling(macs, 2 * 4 * COPIED * COPIES / best["copy"], threads)
+
+
+def _specs(shapes: dict[str, tuple[int, int]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
+
+
+def _fastest(session: NativeSession) -> dict[str, float]:
+    """Seconds of the fastest call of each kernel: what others did to the slower ones is not the machine's limit."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in INPUTS.items()}
+    best: dict[str, float] = {}
+    end = time.perf_counter() + SECS
+    while not best or time.perf_counter() < end:
+        for name, secs in session.kernel_times(feeds, 1)[0]:
+            best[name] = min(secs, best.get(name, secs))
+    return best
+
+
+def _write(cpu: Cpu, folder: Path) -> Path:
+    import numpy as np
+
     from mobilec.export.kernels.loops import loop
     from mobilec.export.kernels.pointwise import pointwise
-    from mobilec.export.kernels.products import product
+    from mobilec.export.kernels.products import pack, product
+    from mobilec.export.kernels.program import Program, build
     from mobilec.export.kernels.tiles import choose_tile
-    from mobilec.export.kernels.values import Hole, Memory, contiguous
+    from mobilec.export.kernels.values import Hole
+    from mobilec.export.linking import check_linker
+    from mobilec.export.native import Model, write_library
+    from mobilec.export.quiet import quiet
 
-    cpu = find_cpu()
-
-    def stored(*shape: int) -> Any:
-        size = math.prod(shape)
-        return contiguous(Memory(tirx.decl_buffer((size,), "float32", name="x"), size, "float32"), shape)
-
-    def kernel(name: str, tensors: list[Any], body: Any) -> Any:
-        kernel = tirx.PrimFunc([each.memory.buffer for each in tensors], body)
-        return kernel.with_attr("global_symbol", name).with_attr("tirx.noalias", True)
-
-    left, weights, result = stored(ROWS, DEPTH), stored(DEPTH * COLUMNS), stored(ROWS, COLUMNS)
+    check_linker(cpu, executable=False)
+    program = Program(cpu, list(INPUTS.values()))
+    left, source = program.inputs
     tile = choose_tile(ROWS, COLUMNS, DEPTH, cpu)
-    source, target = stored(64, COPIED // 64), stored(64, COPIED // 64)
-    multiplied = product(left, weights, tile, Hole((ROWS, COLUMNS)), result)
-    copied = loop(COPIES, lambda _: pointwise(source, target, cpu))
-    return {
-        "product": kernel("product", [left, weights, result], multiplied),
-        "copy": kernel("copy", [source, target], copied),
-    }
+    numbers = np.random.default_rng(1).standard_normal((DEPTH, COLUMNS)).astype(np.float32)
+    weights = program.constant(pack(numbers, tile))
+    results = [
+        program.call(
+            "product", [left, weights], (ROWS, COLUMNS), (0, 1), "float32",
+            lambda target: product(left, weights, tile, Hole((ROWS, COLUMNS)), target),
+        ),
+        program.call(
+            "copy", [source], source.shape, (0, 1), "float32",
+            lambda target: loop(COPIES, lambda _: pointwise(source, target, cpu)),
+        ),
+    ]  # fmt: skip
+    with quiet():
+        lowered = program.close(results)
+        model = Model(build(lowered.kernels, cpu), lowered.calls, _specs(INPUTS), _specs(OUTPUTS), cpu, {})
+        write_library(model, folder / "ceiling.so", folder)
+    return folder / "ceiling.so"

@@ -72,10 +72,10 @@ def _open_coreai(path: Path, manifest: Manifest | None, choice: Choice) -> Sessi
 
 
 def _open_tvm(path: Path, manifest: Manifest | None, choice: Choice) -> Session:
-    from mobilec.runtime.tvm_session import TvmSession
+    from mobilec.runtime.native_session import NativeSession
 
     assert manifest is not None  # no suffix of FILES leads here
-    return TvmSession(
+    return NativeSession(
         path, inputs=manifest.inputs, outputs=manifest.outputs, options=manifest.options, threads=choice.threads
     )
 

@@ -71,13 +71,13 @@ def sides(usual: dict[str, float], other: dict[str, float], seed: int) -> list[A
     ]
 
 
-# TVM numbers kernels of one name; what is no product may be called anything.
-USUAL = {PRODUCT.kernel: 0.2, PRODUCT.kernel + "1": 0.2, OTHER.kernel: 0.1, "pool": 1.0, PRODUCT.kernel + "_x": 5.0}
+# Kernels of one name are numbered; what is no product may be called anything.
+USUAL = {PRODUCT.kernel: 0.2, PRODUCT.kernel + "__2": 0.2, OTHER.kernel: 0.1, "pool": 1.0, PRODUCT.kernel + "_x": 5.0}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_faster_tile_is_chosen_and_an_equal_one_is_not(seed: int) -> None:
-    faster = USUAL | {PRODUCT.kernel: 0.17, PRODUCT.kernel + "1": 0.18}
+    faster = USUAL | {PRODUCT.kernel: 0.17, PRODUCT.kernel + "__2": 0.18}
     usual, other = sides(USUAL, faster, seed)
     trials = tuning._compared(usual, other, {PRODUCT: (14, 1), OTHER: (1, 2)}, rounds=12)
     (choice,) = tuning._choose(trials, usual)

@@ -34,18 +34,30 @@ class With(nn.Module):
 
 
 def run_native(module: nn.Module, inputs: Sequence[torch.Tensor], cpu: str = "host") -> list[np.ndarray]:
-    """The outputs of a module by native kernels, without any rewriting."""
+    """The outputs of a module by native kernels, without any rewriting; every tensor has memory of its own."""
     import tvm
-    from tvm import relax
 
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
 
+    with torch.no_grad():
+        results = module.eval()(*inputs)
     program = torch.export.export(module.eval(), tuple(inputs))
-    lowered = lower(program, find_cpu(cpu), [f"input_{at}" for at in range(len(inputs))])
-    machine = relax.VirtualMachine(build(lowered, find_cpu(cpu)), tvm.cpu())
-    return [value.numpy() for value in machine["main"](*(tvm.runtime.tensor(each.numpy()) for each in inputs))]
+    lowered = lower(program, find_cpu(cpu))
+    compiled, calls = build(lowered.kernels, find_cpu(cpu)), lowered.calls
+    weights = np.frombuffer(calls.weights, np.float32)
+    tensors = []
+    for region in calls.regions:
+        start = region.offset // 4
+        numbers = weights[start : start + region.elements] if region.constant else np.full(region.elements, np.nan, "f")
+        tensors.append(tvm.runtime.tensor(np.ascontiguousarray(numbers, np.float32)))
+    for at, given in zip(calls.inputs, inputs, strict=True):
+        tensors[at].copyfrom(given.contiguous().numpy().reshape(-1))
+    for call in calls.calls:
+        compiled[call.kernel](*(tensors[at] for at in call.arguments))
+    shapes = [tuple(result.shape) for result in (results if isinstance(results, tuple) else (results,))]
+    return [tensors[at].numpy().reshape(shape) for at, shape in zip(calls.outputs, shapes, strict=True)]
 
 
 def check_native(parts: Sequence[Any], inputs: Sequence[torch.Tensor], cpu: str = "host", limit: float = 1e-5) -> None:

@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mobilec.export.manifest import InputSpec, OutputSpec
-from mobilec.export.request import WriteRequest
+from mobilec.passes.evidence import TensorSpec
 from support.native import With
 
 Tensor = torch.Tensor
@@ -149,36 +148,28 @@ def numbers() -> list[Tensor]:
 
 def write_executable(module: nn.Module, inputs: Sequence[Tensor], cpu: str, folder: Path) -> Path:
     """A static executable of a module, without any rewriting."""
-    from mobilec.export.kernels.calls import list_calls
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
-    from mobilec.export.standalone import EXECUTABLE, write_executable
+    from mobilec.export.native import EXECUTABLE, Model, write_executable
 
     program = torch.export.export(module.eval(), tuple(inputs))
     found = find_cpu(cpu)
-    names = [f"input_{at}" for at in range(len(inputs))]
-    lowered = lower(program, found, names)
+    lowered = lower(program, found)
     with torch.no_grad():
         outputs = module(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    request = WriteRequest(
-        program=program,
-        folder=folder,
-        model_file="",
-        scratch=folder,
-        inputs=tuple(InputSpec(n, tuple(x.shape), "float32") for n, x in zip(names, inputs, strict=True)),
-        outputs=tuple(OutputSpec(f"output_{at}", tuple(y.shape), "float32") for at, y in enumerate(outputs)),
-        precision="fp32",
-        deployment_target=None,
-        labels=None,
-        description="",
-        facts={"model": 'a "hostile" \\ name \n'},
-        progress=lambda stage: None,
+    model = Model(
+        build(lowered.kernels, found),
+        lowered.calls,
+        [TensorSpec(f"input_{at}", tuple(x.shape), "float32") for at, x in enumerate(inputs)],
+        [TensorSpec(f"output_{at}", tuple(y.shape), "float32") for at, y in enumerate(outputs)],
+        found,
+        {"model": 'a "hostile" \\ name \n'},
     )
     scratch = folder / "scratch"
     scratch.mkdir()
-    write_executable(build(lowered, found), list_calls(lowered), request, found, scratch)
+    write_executable(model, folder / EXECUTABLE, scratch)
     return folder / EXECUTABLE
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mobilec.errors import ArtifactError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from mobilec.export.kernels.program import Use
+
 FILE = "kernels.json"
-ATTRIBUTE = "kernels"  # of a module: its calls in order, as JSON
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,18 @@ class KernelUse:
     bytes_moved: int
 
 
-def account(module: Any, program: ExportedProgram) -> tuple[KernelUse, ...]:
-    """The kernels of a lowered module in the order of their calls."""
+def account(uses: Sequence[Use], program: ExportedProgram) -> tuple[KernelUse, ...]:
+    """The kernels of a lowered program in the order of their calls."""
     from mobilec.passes.cost import by_op
 
     costs = {cost.name: cost for cost in by_op(program)}
     found = []
-    for kernel, nodes, reader, bytes_moved in json.loads(str(module.attrs[ATTRIBUTE])):
-        own = [costs[node] for node in nodes if node in costs]
-        last = own[-1] if own else costs.get(reader)  # what prepares is put down to its reader
+    for use in uses:
+        own = [costs[node] for node in use.nodes if node in costs]
+        last = own[-1] if own else costs.get(use.reader)  # what prepares is put down to its reader
         op = "" if last is None else "copy" if not own and last.macs else last.op
         macs = sum(cost.macs for cost in own)
-        found.append(KernelUse(kernel, op, last.where if last else "", macs, bytes_moved))
+        found.append(KernelUse(use.kernel, op, last.where if last else "", macs, use.bytes_moved))
     return tuple(found)
 
 

@@ -1,15 +1,13 @@
-"""A finished module as a list of calls on fixed places, which need no virtual machine and no allocator."""
+"""A network's calls on fixed places of one memory, which need no allocator as they run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mobilec.errors import ExportError
-from mobilec.export.kernels.program import ENTRY
+from mobilec.export.kernels.values import Memory
 
 ALIGNMENT = 64  # bytes; TVM's kernels check it
 _FLOAT_BYTES = 4
@@ -50,104 +48,46 @@ class Calls:
     arena_bytes: int
 
 
-def list_calls(module: Any) -> Calls:
-    """The calls of a module of ``Program.close``, and where in memory what they work on lies.
-
-    Raises ExportError for what is no call of a kernel.
-    """
-    import tvm
-    from tvm import relax
-
-    passes = relax.transform
-    steps = [passes.ToNonDataflow(), passes.RemovePurityChecking(), passes.CallTIRRewrite()]
-    entry = tvm.transform.Sequential(steps)(module)[ENTRY]
-    reader = _Reader()
-    inputs = [reader.name(given, reader.tensor(_elements(given))) for given in entry.params]
-    for block in entry.body.blocks:
-        for binding in block.bindings:
-            reader.read(binding.var, binding.value)
-    results = reader.tuples[entry.body.body]
-    last = len(reader.calls)
-    spans = {tensor: (first, last if tensor in results else end) for tensor, (first, end) in reader.spans.items()}
-    spans |= dict.fromkeys(inputs, (0, last))  # a second run reads them again
-    return _placed(reader, spans, inputs, results)
-
-
-class _Reader:
-    """What the statements of an entry function say, in order. Tensors are numbered as they come."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []  # elements
-        self.calls: list[tuple[str, list[int]]] = []
-        self.spans: dict[int, tuple[int, int]] = {}  # tensor -> first and last call that has it
-        self.constants: dict[int, np.ndarray] = {}
-        self.tuples: dict[Any, list[int]] = {}
-        self._named: dict[Any, int] = {}
-
-    def tensor(self, elements: int) -> int:
-        self.sizes.append(elements)
-        return len(self.sizes) - 1
-
-    def name(self, variable: Any, tensor: int) -> int:
-        self._named[variable] = tensor
-        return tensor
-
-    def read(self, variable: Any, value: Any) -> None:
-        from tvm import ir, relax
-
-        if isinstance(value, relax.Tuple):
-            self.tuples[variable] = [self._find(field) for field in value.fields]
-        elif not isinstance(value, relax.Call):
-            self.name(variable, self._find(value))
-        elif isinstance(value.op, ir.GlobalVar):
-            self._call(value.op.name_hint, [self._find(argument) for argument in value.args])
-        elif value.op.name == "relax.reshape":
-            self.name(variable, self._find(value.args[0]))
-        elif value.op.name == "relax.builtin.alloc_tensor":
-            self.name(variable, self.tensor(_elements(variable)))
-        else:
-            raise ExportError(f"{value.op.name} is no call of a kernel: the model cannot be made an executable")
-
-    def _call(self, kernel: str, tensors: list[int]) -> None:
-        at = len(self.calls)
-        self.calls.append((kernel, tensors))
-        for tensor in tensors:
-            if tensor not in self.constants:
-                self.spans[tensor] = (self.spans.get(tensor, (at, at))[0], at)
-
-    def _find(self, value: Any) -> int:
-        if value in self._named:
-            return self._named[value]
-        array = value.value.numpy()
-        if array.dtype != np.float32:
-            raise ExportError(f"a constant is {array.dtype}: native kernels compute in float32 only")
-        tensor = self.name(value, self.tensor(array.size))
-        self.constants[tensor] = array
-        return tensor
-
-
-def _elements(variable: Any) -> int:
-    shape, dtype = variable.ty.shape, str(variable.ty.dtype)
-    if dtype != "float32":
-        raise ExportError(f"a tensor is {dtype}: native kernels compute in float32 only")
-    return int(np.prod([int(size) for size in shape], dtype=np.int64))
-
-
-def _placed(reader: _Reader, spans: dict[int, tuple[int, int]], inputs: Sequence[int], outputs: Sequence[int]) -> Calls:
-    places, arena_bytes = place(spans, {tensor: reader.sizes[tensor] * _FLOAT_BYTES for tensor in spans})
+def place_calls(
+    calls: Sequence[tuple[str, Sequence[Memory]]],
+    inputs: Sequence[Memory],
+    outputs: Sequence[Memory],
+    constants: Mapping[Memory, np.ndarray],
+) -> Calls:
+    """Where what the calls work on lies: (kernel, what it reads and, last, what it writes), in order."""
+    last = len(calls)
+    spans: dict[Memory, tuple[int, int]] = dict.fromkeys(inputs, (0, last))  # a second run reads them again
+    used: dict[Memory, None] = dict.fromkeys(inputs)
+    for at, (_, memories) in enumerate(calls):
+        for memory in memories:
+            used[memory] = None
+            if memory not in constants:
+                spans[memory] = (spans.get(memory, (at, at))[0], max(at, spans.get(memory, (at, at))[1]))
+    for memory in outputs:
+        used[memory] = None
+        if memory not in constants:
+            spans[memory] = (spans[memory][0], last)
+    numbers = {memory: number for number, memory in enumerate(used)}
+    places, arena_bytes = place(
+        {numbers[memory]: span for memory, span in spans.items()},
+        {numbers[memory]: memory.size * _FLOAT_BYTES for memory in spans},
+    )
     weights = bytearray()
     regions: list[Region] = []
-    numbers: dict[int, int] = {}
-    for tensor in sorted({*spans, *reader.constants}):
-        numbers[tensor] = len(regions)
-        constant = tensor in reader.constants
-        regions.append(Region(constant, len(weights) if constant else places[tensor], reader.sizes[tensor]))
+    for memory, number in numbers.items():
+        constant = memory in constants
+        regions.append(Region(constant, len(weights) if constant else places[number], memory.size))
         if constant:
-            weights += reader.constants[tensor].tobytes()
+            weights += constants[memory].tobytes()
             weights += bytes(-len(weights) % ALIGNMENT)
-    calls = tuple(Call(name, tuple(numbers[tensor] for tensor in tensors)) for name, tensors in reader.calls)
-    ports = [tuple(numbers[tensor] for tensor in some) for some in (inputs, outputs)]
-    return Calls(calls, tuple(regions), ports[0], ports[1], bytes(weights), arena_bytes)
+    return Calls(
+        tuple(Call(kernel, tuple(numbers[memory] for memory in memories)) for kernel, memories in calls),
+        tuple(regions),
+        tuple(numbers[memory] for memory in inputs),
+        tuple(numbers[memory] for memory in outputs),
+        bytes(weights),
+        arena_bytes,
+    )
 
 
 def place(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:

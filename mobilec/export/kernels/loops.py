@@ -14,6 +14,7 @@ Stmt = Any
 # A parallel launch costs a microsecond or two, so what one thread does in three stays on it. In operations on what lies
 # in registers, as products have them; others count what an element costs them in these.
 WORTH_A_LAUNCH = 300_000
+PARTS = 64  # that loops are shared out in, as evenly as their steps allow (as runner/pool.c knows)
 STACK_FLOATS = 16_384
 _numbers = count()
 
@@ -43,7 +44,12 @@ def nest(extents: Sequence[int], body: Callable[[list[Expr]], Stmt], *, work: in
     for extent in extents:
         total *= extent
     if total > 1 and total * work >= WORTH_A_LAUNCH:
-        return loop(total, lambda flat: body(unflatten(flat, extents)), parallel=True)
+
+        def part(number: Expr) -> Stmt:
+            first, end = number * total // PARTS, (number + 1) * total // PARTS
+            return loop(end - first, lambda flat: body(unflatten(flat, extents)), start=first)
+
+        return loop(PARTS, part, parallel=True)
 
     def inner(done: list[Expr]) -> Stmt:
         if len(done) == len(extents):

@@ -15,13 +15,14 @@ import numpy as np
 from mobilec.errors import ExportError
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.pointwise import pointwise
-from mobilec.export.kernels.program import Program
+from mobilec.export.kernels.program import Lowered, Program
 from mobilec.export.kernels.tiles import Tiles
 from mobilec.export.kernels.values import (
     Map,
     Stored,
     Value,
     expand,
+    is_whole,
     leaves,
     order_of,
 )
@@ -150,11 +151,11 @@ class Context:
         return self.write(tree) if len(node.users) > 1 else tree
 
 
-def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str], tiles: Tiles | None = None) -> Any:
-    """The Relax module of a program with fixed shapes.
+def lower(program: ExportedProgram, cpu: Cpu, tiles: Tiles | None = None) -> Lowered:
+    """A program with fixed shapes as kernels and their calls.
 
     Args:
-        names: of the inputs. tiles: where some were measured; by their cost without.
+        tiles: where some were measured; by their cost without.
 
     Raises ExportError for operators without a kernel, and for types other than float32.
     """
@@ -166,12 +167,14 @@ def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str], tiles: Tiles
     nodes = {node.name: node for node in program.graph.nodes}
     tensors = {**program.state_dict, **program.constants}
     given = [nodes[name] for name in signature.user_inputs if isinstance(name, str)]
-    shapes = [(name, _shape(node), _dtype(node)) for name, node in zip(names, given, strict=True)]
+    for node in given:
+        _check_dtype(node)
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     stored |= getattr(signature, "inputs_to_lifted_tensor_constants", {})
-    with Program(cpu, shapes) as building, torch.no_grad():
+    building = Program(cpu, [_shape(node) for node in given])
+    with torch.no_grad():
         context = Context(building, cpu, tiles or Tiles(cpu))
-        context.found.update(zip(given, building.inputs(), strict=True))
+        context.found.update(zip(given, building.inputs, strict=True))
         for name, target in stored.items():
             context.constants[nodes[name]] = tensors[target].detach().contiguous().numpy()
         for node in program.graph.nodes:
@@ -181,13 +184,14 @@ def lower(program: ExportedProgram, cpu: Cpu, names: Sequence[str], tiles: Tiles
                 if isinstance(found, Pending) and not found.nodes:
                     found = replace(found, nodes=(node.name,))
                 context.found[node] = found
-        wanted = [nodes[name] for name in signature.user_outputs]
-        return building.close([_output(context, node) for node in wanted])
+        return building.close([_output(context, nodes[name]) for name in signature.user_outputs])
 
 
 def _output(context: Context, node: Node) -> Stored:
-    """A fresh, whole tensor in row-major order."""
+    """A whole tensor in row-major order."""
     value = context.value(node)
+    if isinstance(value, Stored) and is_whole(value):
+        return value
     return context.write(value, order=range(len(value.shape)), name="output")
 
 
@@ -198,8 +202,7 @@ def _shape(node: Node) -> tuple[int, ...]:
     return shape
 
 
-def _dtype(node: Node) -> str:
+def _check_dtype(node: Node) -> None:
     dtype = str(node.meta["val"].dtype).removeprefix("torch.")
     if dtype != "float32":
         raise ExportError(f"{node} is {dtype}: native kernels compute in float32 only")
-    return dtype

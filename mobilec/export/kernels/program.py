@@ -1,75 +1,78 @@
-"""A Relax program in the making: kernels as PrimFuncs, one call after the other, alike kernels kept once."""
+"""A network as calls of kernels, one after the other: kernels as PrimFuncs, alike ones kept once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mobilec.export.kernels.account import ATTRIBUTE
+from mobilec.errors import ExportError
+from mobilec.export.kernels.calls import Calls, place_calls
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.values import Memory, Stored, contiguous
 
-ENTRY = "main"
 # LLVM finds common subexpressions and shares the stack; TVM's passes for it break on named expressions, and merge what
 # should stay in registers with what should not.
 WITHOUT = {"tirx.disable_cse_tir": True, "tirx.disable_storage_rewrite": True}
+_AGAIN = "__"  # between the name of a kernel and the number of one that has it too
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one call is for.
+
+    Attributes:
+        nodes: those that it computes; none where it prepares. reader: the node for which it came.
+        bytes_moved: read, weights included, and written, each once.
+    """
+
+    kernel: str
+    nodes: tuple[str, ...]
+    reader: str
+    bytes_moved: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A network as kernels. ``kernels``: by name. ``uses``: of each of ``calls``, in order."""
+
+    kernels: dict[str, Any]
+    calls: Calls
+    uses: tuple[Use, ...]
 
 
 class Program:
-    """Collects calls. Used once: ``open``, ``call`` ..., ``close``.
+    """Collects calls. Used once: ``call`` ..., ``close``.
 
     Attributes:
         node: name of the node that is being lowered.
     """
 
-    def __init__(self, cpu: Cpu, inputs: Sequence[tuple[str, tuple[int, ...], str]]) -> None:
-        """``inputs``: (name, shape, dtype) of what the program takes, in order."""
-        from tvm import relax
-
+    def __init__(self, cpu: Cpu, inputs: Sequence[Sequence[int]]) -> None:
+        """``inputs``: shapes of what the network takes, in order."""
         self.cpu = cpu
         self.node = ""
-        self._builder = relax.BlockBuilder()
-        self._kernels: dict[Any, Any] = {}
+        self.inputs = [contiguous(_memory(math.prod(shape), "float32"), shape) for shape in inputs]
+        self._names: dict[Any, str] = {}  # kernel -> name
+        self._kernels: dict[str, Any] = {}
         self._constants: dict[Any, Memory] = {}
-        self._given = [relax.Var(name, relax.TensorType(shape, dtype)) for name, shape, dtype in inputs]
-        self._uses: list[tuple[str, list[str], str, int]] = []
-        self._scope = self._builder.function(ENTRY, self._given)
-        self._block: Any = None
-
-    def __enter__(self) -> Program:
-        self._scope.__enter__()
-        self._block = self._builder.dataflow()
-        self._block.__enter__()
-        return self
-
-    def __exit__(self, *failure: Any) -> None:
-        if failure[0] is None:
-            return
-        self._block.__exit__(*failure)
-        self._scope.__exit__(*failure)
-
-    def inputs(self) -> list[Stored]:
-        """What the program takes, as flat memory."""
-        found = []
-        for given in self._given:
-            shape = tuple(int(size) for size in given.ty.shape)
-            found.append(contiguous(self._flat(given, math.prod(shape), str(given.ty.dtype)), shape))
-        return found
+        self._arrays: dict[Memory, np.ndarray] = {}
+        self._calls: list[tuple[str, list[Memory]]] = []
+        self._uses: list[Use] = []
 
     def constant(self, array: np.ndarray) -> Stored:
-        """A tensor kept in the library; equal ones are kept once."""
-        from tvm import relax
-
+        """A tensor kept with the kernels; equal ones are kept once. Raises ExportError for other than float32."""
         array = np.ascontiguousarray(array)
-        key = (array.dtype.str, array.size, hashlib.sha256(array.tobytes()).digest())
+        if array.dtype != np.float32:
+            raise ExportError(f"a constant is {array.dtype}: native kernels compute in float32 only")
+        key = (array.size, hashlib.sha256(array.tobytes()).digest())
         if key not in self._constants:
-            flat = relax.const(array.reshape(-1), str(array.dtype))
-            self._constants[key] = self._memory(array.size, str(array.dtype), flat)
+            self._constants[key] = _memory(array.size, "float32")
+            self._arrays[self._constants[key]] = array
         return contiguous(self._constants[key], array.shape)
 
     def call(
@@ -82,48 +85,48 @@ class Program:
             inputs: everything it reads. shape / order / dtype: of the result, axes from the slowest to the fastest.
             write: the kernel's statement, given where to write. nodes: what it computes; none where it prepares.
         """
-        from tvm import relax, tirx
+        from tvm import tirx
 
         size = math.prod(shape)
         read = list({id(tensor.memory): tensor.memory for tensor in inputs}.values())
-        target = self._memory(size, dtype, None)
-        body = write(contiguous(target, shape, order))
-        kernel = tirx.PrimFunc([*(memory.buffer for memory in read), target.buffer], body)
-        function = self._kernel(name, kernel.with_attr("tirx.noalias", True))
+        target = _memory(size, dtype)
+        result = contiguous(target, shape, order)
+        kernel = tirx.PrimFunc([memory.buffer for memory in (*read, target)], write(result))
+        own = self._kernel(name, kernel.with_attr("tirx.noalias", True))
         moved = size + sum(min(memory.size, _elements(memory, inputs)) for memory in read)
-        self._uses.append((str(function.name_hint), list(nodes), self.node, moved * np.dtype(dtype).itemsize))
-        kind = relax.TensorType((size,), dtype)
-        result = self._builder.emit(relax.call_tir(function, [memory.variable for memory in read], kind))
-        return contiguous(self._memory(size, dtype, result), shape, order)
+        self._calls.append((own, [*read, target]))
+        self._uses.append(Use(own, tuple(nodes), self.node, moved * np.dtype(dtype).itemsize))
+        return result
 
-    def close(self, outputs: Sequence[Stored]) -> Any:
-        """The finished module; ``outputs`` are whole, contiguous tensors."""
-        from tvm import relax
+    def close(self, outputs: Sequence[Stored]) -> Lowered:
+        """The finished network; ``outputs`` are whole, contiguous tensors."""
+        inputs = [tensor.memory for tensor in self.inputs]
+        calls = place_calls(self._calls, inputs, [tensor.memory for tensor in outputs], self._arrays)
+        return Lowered(self._kernels, calls, tuple(self._uses))
 
-        shaped = [self._builder.emit(relax.op.reshape(output.memory.variable, output.shape)) for output in outputs]
-        result = self._builder.emit_output(relax.Tuple(shaped))
-        self._block.__exit__(None, None, None)
-        self._builder.emit_func_output(result)
-        self._scope.__exit__(None, None, None)
-        return self._builder.finalize().with_attr(ATTRIBUTE, json.dumps(self._uses))
-
-    def _kernel(self, name: str, kernel: Any) -> Any:
+    def _kernel(self, name: str, kernel: Any) -> str:
         from tvm_ffi import StructuralKey
 
         key = StructuralKey(kernel)  # type: ignore[call-arg]
-        if key not in self._kernels:
-            self._kernels[key] = self._builder.add_func(kernel, name)
-        return self._kernels[key]
+        if key not in self._names:
+            own, number = name, 1
+            while own in self._kernels:
+                number += 1
+                own = f"{name}{_AGAIN}{number}"
+            self._names[key] = own
+            self._kernels[own] = kernel
+        return self._names[key]
 
-    def _flat(self, tensor: Any, size: int, dtype: str) -> Memory:
-        from tvm import relax
 
-        return self._memory(size, dtype, self._builder.emit(relax.op.reshape(tensor, (size,))))
+def kind_of(kernel: str) -> str:
+    """The name that a kernel was given, which others may have too."""
+    return kernel.partition(_AGAIN)[0]
 
-    def _memory(self, size: int, dtype: str, variable: Any) -> Memory:
-        from tvm import tirx
 
-        return Memory(tirx.decl_buffer((size,), dtype, name="x"), size, dtype, variable)
+def _memory(size: int, dtype: str) -> Memory:
+    from tvm import tirx
+
+    return Memory(tirx.decl_buffer((size,), dtype, name="x"), size, dtype)
 
 
 def _elements(memory: Memory, tensors: Sequence[Stored]) -> int:
@@ -132,28 +135,14 @@ def _elements(memory: Memory, tensors: Sequence[Stored]) -> int:
     return sum(math.prod(n for n, step in zip(each.shape, each.strides, strict=True) if step) for each in own)
 
 
-def build(module: Any, cpu: Cpu) -> Any:
-    """The executable of a finished module, for ``cpu``."""
+def build(kernels: dict[str, Any], cpu: Cpu) -> Any:
+    """Kernels compiled for ``cpu``, as a module of TVM: functions by name, or an object file."""
     import tvm
-    from tvm import relax
+    from tvm import tirx
 
     from mobilec.export.kernels.cpu import target_of
 
     target = target_of(cpu)
-    passes = relax.transform
-    lowering = tvm.transform.Sequential(
-        [
-            passes.ToNonDataflow(),
-            passes.RemovePurityChecking(),
-            passes.CallTIRRewrite(),
-            passes.StaticPlanBlockMemory(),
-            passes.LowerAllocTensor(),
-            passes.KillAfterLastUse(),
-            passes.LowerRuntimeBuiltin(),
-            passes.ComputePrimValue(),
-            passes.VMShapeLower(),
-            passes.AttachGlobalSymbol(),
-        ]
-    )
+    module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
     with target, tvm.transform.PassContext(config=WITHOUT):
-        return relax.build(module, target=target, relax_pipeline=lowering)
+        return tirx.build(module, target=target, pipeline="default")

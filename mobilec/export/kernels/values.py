@@ -23,13 +23,11 @@ class Memory:
 
     Attributes:
         buffer: the one-dimensional tirx buffer that stands for it in kernels. size: elements.
-        variable: the Relax expression that holds it; None while a kernel writes it.
     """
 
     buffer: Any
     size: int
     dtype: str
-    variable: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +93,12 @@ def contiguous(memory: Memory, shape: Sequence[int], order: Sequence[int] | None
         strides[axis] = step
         step *= shape[axis]
     return Stored(memory, tuple(shape), tuple(strides), offset)
+
+
+def is_whole(value: Stored) -> bool:
+    """Whether it is all of its memory, in row-major order."""
+    plain = value.strides == row_major(value.shape) and value.offset == 0
+    return plain and value.memory.size == math.prod(value.shape)
 
 
 def order_of(value: Value) -> tuple[int, ...]:

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/auxv.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,28 +25,6 @@ static bool first_line(const char *path, char line[LINE]) {
     return read && line[0];
 }
 
-// The rest of the line of a file that begins with a word; an empty text where there is none.
-static bool line_of(const char *path, const char *word, char *rest, size_t room) {
-    FILE *file = fopen(path, "re");
-    if (!file)
-        return false;
-    char *line = NULL;
-    size_t size = 0;
-    bool found = false;
-    while (!found && getline(&line, &size, file) > 0) {
-        if (strncmp(line, word, strlen(word)))
-            continue;
-        char *begin = line + strlen(word);
-        begin += strspn(begin, " \t:");
-        begin[strcspn(begin, "\n")] = 0;
-        snprintf(rest, room, "%s", begin);
-        found = true;
-    }
-    free(line);
-    fclose(file);
-    return found;
-}
-
 int64_t resident_bytes(bool highest) {
     char text[LINE];
     return line_of("/proc/self/status", highest ? "VmHWM:" : "VmRSS:", text, sizeof text) ? atoll(text) * 1024 : -1;
@@ -59,43 +36,6 @@ int usable_cores(void) {
     if (!count)
         count = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
     return count;
-}
-
-// --- instructions ---------------------------------------------------------------------------------------------------
-
-#if defined(__aarch64__)
-static bool has_instruction(const char *name) { // /proc/cpuinfo may be another machine's under an emulator
-    static const struct {
-        const char *name;
-        int word, bit; // of the kernel's asm/hwcap.h
-    } bits[] = {
-        {"fp", 1, 0},        {"asimd", 1, 1},     {"aes", 1, 3},   {"atomics", 1, 8}, {"fphp", 1, 9},
-        {"asimdhp", 1, 10},  {"asimdrdm", 1, 12}, {"lrcpc", 1, 15}, {"asimddp", 1, 20}, {"sve", 1, 22},
-        {"asimdfhm", 1, 23}, {"sve2", 2, 1},      {"i8mm", 2, 13}, {"bf16", 2, 14},
-    };
-    for (size_t at = 0; at < sizeof bits / sizeof bits[0]; at++)
-        if (!strcmp(bits[at].name, name))
-            return getauxval(bits[at].word == 1 ? AT_HWCAP : AT_HWCAP2) >> bits[at].bit & 1;
-    return true; // not one that Linux tells of
-}
-#else
-static bool has_instruction(const char *name) {
-    static char flags[8192];
-    if (!flags[0] && !line_of("/proc/cpuinfo", "flags", flags, sizeof flags))
-        return true; // not told; an illegal instruction will be
-    size_t length = strlen(name);
-    for (const char *at = flags; (at = strstr(at, name)); at += length)
-        if ((at == flags || at[-1] == ' ') && (at[length] == ' ' || !at[length]))
-            return true;
-    return false;
-}
-#endif
-
-const char *missing_instruction(void) {
-    for (const char *const *name = model.instructions; *name; name++)
-        if (!has_instruction(*name))
-            return *name;
-    return NULL;
 }
 
 // --- lists of files of one kind -------------------------------------------------------------------------------------
@@ -160,10 +100,10 @@ static void json_memory(const char *member, const char *word) {
         json_raw(", \"%s\": %lld", member, atoll(text) * 1024);
 }
 
-void json_facts(void) {
+void json_facts(int threads) {
     struct utsname system = {0};
     uname(&system);
-    json_raw("%s, \"threads\": %d, \"cores\": %ld, \"usable_cores\": %d", model.facts, pool_threads(),
+    json_raw("%s, \"threads\": %d, \"cores\": %ld, \"usable_cores\": %d", model.facts, threads,
              sysconf(_SC_NPROCESSORS_CONF), usable_cores());
     json_word("machine", system.machine);
     json_word("system", system.sysname);

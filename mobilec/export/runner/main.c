@@ -24,6 +24,11 @@ static struct {
     uint32_t input_count, check_count;
 } options = {.runs = 100, .warmup_ns = 500000000, .tolerance = 1e-4};
 
+typedef struct {
+    int64_t start_ns, duration_ns;
+} Sample;
+
+static Instance *instance;
 static int64_t load_ns, baseline_bytes;
 static Sample *samples;
 static size_t sample_room;
@@ -65,7 +70,7 @@ static bool run_timed(int64_t runs, int64_t span_ns, size_t *count) {
             sample_room = wanted;
         }
         int64_t start = now_ns();
-        if (!model_run(NULL))
+        if (!instance_run(instance, NULL))
             return false;
         int64_t end = now_ns();
         samples[*count] = (Sample){start, end - start};
@@ -102,7 +107,7 @@ static bool json_ops(int64_t runs) {
     bool good = times && whole && sorted ? true : fail("no memory for the times of %lld runs", (long long)runs);
     for (int64_t run = 0; good && run < runs; run++) {
         int64_t before = now_ns();
-        good = model_run(times + run * calls);
+        good = instance_run(instance, times + run * calls);
         whole[run] = sorted[run] = now_ns() - before;
         end_if_alone();
     }
@@ -189,7 +194,7 @@ static bool take_tensor(bool is_input, unsigned long long index, unsigned long l
     uint32_t count = is_input ? model.input_count : model.output_count;
     float *data = NULL, *held = NULL;
     if (index < count)
-        data = is_input ? input_data((uint32_t)index, &wanted) : (float *)output_data((uint32_t)index, &wanted);
+        data = is_input ? instance_input(instance, (uint32_t)index, &wanted) : (float *)instance_output(instance, (uint32_t)index, &wanted);
     bool fits = index < count && bytes == wanted;
     if (fits && !is_input)
         fits = (held = malloc(bytes + 1)) != NULL;
@@ -218,13 +223,13 @@ static bool obey(const char *line) {
         if (missing)
             return fail("this CPU has no %s, which the kernels use", missing);
         json_raw("\"engine\": \"native\", \"threads\": %d, \"load_ns\": %lld, \"baseline_rss_bytes\": %lld, %s",
-                 pool_threads(), (long long)load_ns, (long long)baseline_bytes, model.facts);
+                 options.threads, (long long)load_ns, (long long)baseline_bytes, model.facts);
         json_ports("inputs", model.inputs, model.input_count);
         json_ports("outputs", model.outputs, model.output_count);
         return true;
     }
     if (!strcmp(line, "facts"))
-        return json_facts(), true;
+        return json_facts(options.threads), true;
     if (!strcmp(line, "state"))
         return json_state(), true;
     if (!strcmp(line, "memory"))
@@ -244,7 +249,7 @@ static bool obey(const char *line) {
         uint64_t bytes;
         if (one >= model.output_count)
             return fail("there is no output %llu, the model has %u", one, model.output_count);
-        const float *data = output_data((uint32_t)one, &bytes);
+        const float *data = instance_output(instance, (uint32_t)one, &bytes);
         json_raw("\"base64\": ");
         json_base64(data, bytes);
         return true;
@@ -292,14 +297,14 @@ static bool once(bool *checked) {
         return fail("--input: the model has %u inputs, found %u files", model.input_count, options.input_count);
     if (options.check_count && options.check_count != model.output_count)
         return fail("--check: the model has %u outputs, found %u files", model.output_count, options.check_count);
-    fill_inputs(options.seed);
+    instance_fill(instance, options.seed);
     for (uint32_t at = 0; at < options.input_count; at++) {
-        float *data = input_data(at, &bytes);
+        float *data = instance_input(instance, at, &bytes);
         if (!read_file(options.inputs[at], data, bytes))
             return false;
     }
     json_raw("{\"facts\": {");
-    json_facts();
+    json_facts(options.threads);
     json_raw("}, \"load_ns\": %lld, \"baseline_rss_bytes\": %lld", (long long)load_ns, (long long)baseline_bytes);
     json_ports("inputs", model.inputs, model.input_count);
     json_ports("outputs", model.outputs, model.output_count);
@@ -324,7 +329,7 @@ static bool once(bool *checked) {
         json_raw("}");
     }
     for (uint32_t at = 0; at < options.check_count; at++) {
-        const float *data = output_data(at, &bytes);
+        const float *data = instance_output(instance, at, &bytes);
         float *wanted = malloc(bytes + 1);
         if (!wanted || !read_file(options.checks[at], wanted, bytes))
             return false;
@@ -336,7 +341,7 @@ static bool once(bool *checked) {
         json_raw("}%s", at + 1 == options.check_count ? "]" : "");
     }
     for (uint32_t at = 0; options.output && at < model.output_count; at++) {
-        const float *data = output_data(at, &bytes);
+        const float *data = instance_output(instance, at, &bytes);
         json_raw("%s", at ? ", " : ", \"base64\": [");
         json_base64(data, bytes);
         json_raw("%s", at + 1 == model.output_count ? "]" : "");
@@ -448,11 +453,12 @@ int main(int count, char **arguments) {
     }
     if (!options.threads)
         options.threads = usable_cores();
-    if (!pool_open(options.threads, options.cores, options.core_count) || !model_open()) {
+    instance = instance_open(options.threads, options.cores, options.core_count);
+    if (!instance) {
         json_error("BackendError", failure);
         return 1;
     }
-    fill_inputs(options.seed);
+    instance_fill(instance, options.seed);
     load_ns = now_ns() - begun;
     if (options.serve)
         return serve();

@@ -1,4 +1,4 @@
-// One model in this process: its memory, its calls.
+// The model in this process: memory of its own for each instance, its calls.
 #define _GNU_SOURCE
 #include "runner.h"
 
@@ -9,10 +9,14 @@
 #include <sys/mman.h>
 #include <time.h>
 
-char failure[512];
-static unsigned char *arena;
-static DLTensor *tensors; // one a region
-static TVMFFIAny *given;  // arguments of all calls
+struct Instance {
+    unsigned char *arena;
+    DLTensor *tensors; // one a region
+    TVMFFIAny *given;  // arguments of all calls
+    Pool *pool;
+};
+
+_Thread_local char failure[FAILURE];
 
 bool fail(const char *format, ...) {
     va_list arguments;
@@ -31,21 +35,23 @@ int64_t now_ns(void) {
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-bool model_open(void) {
-    size_t bytes = model.arena_bytes ? model.arena_bytes : 1;
-    arena = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+static size_t arena_bytes(void) { return model.arena_bytes ? model.arena_bytes : 1; }
+
+static bool make_room(Instance *instance) {
     uint32_t arguments = 0;
     for (uint32_t at = 0; at < model.call_count; at++)
         arguments += model.calls[at].count;
-    tensors = calloc(model.region_count + 1, sizeof *tensors);
-    given = calloc(arguments + 1, sizeof *given);
-    if (arena == MAP_FAILED || !tensors || !given)
+    instance->tensors = calloc(model.region_count + 1, sizeof *instance->tensors);
+    instance->given = calloc(arguments + 1, sizeof *instance->given);
+    void *arena = mmap(NULL, arena_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    instance->arena = arena == MAP_FAILED ? NULL : arena;
+    if (!instance->arena || !instance->tensors || !instance->given)
         return fail("no memory: the model works in %llu bytes", (unsigned long long)model.arena_bytes);
-    madvise(arena, bytes, MADV_HUGEPAGE); // where the system has none, nothing changes
+    madvise(arena, arena_bytes(), MADV_HUGEPAGE); // where the system has none, nothing changes
     for (uint32_t at = 0; at < model.region_count; at++) {
         const Region *region = &model.regions[at];
-        const unsigned char *base = region->place == IN_ARENA ? arena : weights;
-        tensors[at] = (DLTensor){
+        const unsigned char *base = region->place == IN_ARENA ? instance->arena : weights;
+        instance->tensors[at] = (DLTensor){
             .data = (void *)(base + region->offset),
             .device = {kDLCPU, 0},
             .ndim = 1,
@@ -54,19 +60,41 @@ bool model_open(void) {
         };
     }
     for (uint32_t at = 0; at < arguments; at++) {
-        given[at].type_index = kTVMFFIDLTensorPtr;
-        given[at].v_ptr = &tensors[model.arguments[at]];
+        instance->given[at].type_index = kTVMFFIDLTensorPtr;
+        instance->given[at].v_ptr = &instance->tensors[model.arguments[at]];
     }
     return true;
 }
 
-bool model_run(int64_t *call_ns) {
+Instance *instance_open(int threads, const int *cores, int core_count) {
+    Instance *instance = calloc(1, sizeof *instance);
+    if (!instance)
+        return fail("no memory"), NULL;
+    if (make_room(instance) && (instance->pool = pool_open(threads, cores, core_count)))
+        return instance;
+    instance_close(instance);
+    return NULL;
+}
+
+void instance_close(Instance *instance) {
+    if (!instance)
+        return;
+    pool_close(instance->pool);
+    if (instance->arena)
+        munmap(instance->arena, arena_bytes());
+    free(instance->tensors);
+    free(instance->given);
+    free(instance);
+}
+
+bool instance_run(Instance *instance, int64_t *call_ns) {
+    pool_use(instance->pool);
     int64_t before = call_ns ? now_ns() : 0;
     for (uint32_t at = 0; at < model.call_count; at++) {
         const Call *call = &model.calls[at];
         TVMFFIAny result = {0};
         failure[0] = 0;
-        if (call->function(NULL, given + call->first, (int32_t)call->count, &result)) {
+        if (call->function(NULL, instance->given + call->first, (int32_t)call->count, &result)) {
             char reason[400];
             snprintf(reason, sizeof reason, "%s", failure[0] ? failure : "no reason given");
             return fail("kernel %s: %s", call->kernel, reason);
@@ -80,20 +108,24 @@ bool model_run(int64_t *call_ns) {
     return true;
 }
 
-static float *region_data(uint32_t index, uint64_t *bytes) {
+static float *region_data(Instance *instance, uint32_t index, uint64_t *bytes) {
     *bytes = (uint64_t)model.regions[index].elements * sizeof(float);
-    return tensors[index].data;
+    return instance->tensors[index].data;
 }
 
-float *input_data(uint32_t index, uint64_t *bytes) { return region_data(model.inputs[index].region, bytes); }
+float *instance_input(Instance *instance, uint32_t index, uint64_t *bytes) {
+    return region_data(instance, model.inputs[index].region, bytes);
+}
 
-const float *output_data(uint32_t index, uint64_t *bytes) { return region_data(model.outputs[index].region, bytes); }
+const float *instance_output(Instance *instance, uint32_t index, uint64_t *bytes) {
+    return region_data(instance, model.outputs[index].region, bytes);
+}
 
-void fill_inputs(uint64_t seed) { // sums of three uniform numbers: mean 0, variance 1
+void instance_fill(Instance *instance, uint64_t seed) { // sums of three uniform numbers: mean 0, variance 1
     uint64_t state = seed * 0x9E3779B97F4A7C15u + 1;
     for (uint32_t input = 0; input < model.input_count; input++) {
         uint64_t bytes;
-        float *data = input_data(input, &bytes);
+        float *data = instance_input(instance, input, &bytes);
         for (uint64_t at = 0; at < bytes / sizeof(float); at++) {
             float sum = 0;
             for (int draw = 0; draw < 3; draw++) {

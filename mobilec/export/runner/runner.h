@@ -1,5 +1,6 @@
-// A program that runs one model: kernels compiled by TVM, called in a fixed order on fixed places of one memory.
-// What a model is comes from plan.c, which is written at export; everything else is the same for all.
+// What runs one model: kernels compiled by TVM, called in a fixed order on fixed places of one memory.
+// What a model is comes from plan.c, which is written at export; everything else is the same for all. With library.c
+// it becomes a library, with main.c a program.
 #pragma once
 
 #include <stdbool.h>
@@ -45,31 +46,37 @@ extern const unsigned char weights[];
 
 // --- running (model.c) ----------------------------------------------------------------------------------------------
 
-typedef struct {
-    int64_t start_ns, duration_ns;
-} Sample;
-
-// Where a failure is told: one line. All functions below that give false have filled it.
-extern char failure[512];
+// Where a failure is told: one line, of the calling thread. All functions below that give false or NULL have filled it.
+enum { FAILURE = 512 };
+extern _Thread_local char failure[FAILURE];
 bool fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-bool model_open(void);
-bool model_run(int64_t *call_ns); // the time of each call is added to call_ns, which may be NULL
-float *input_data(uint32_t index, uint64_t *bytes);
-const float *output_data(uint32_t index, uint64_t *bytes);
-void fill_inputs(uint64_t seed);
-int64_t now_ns(void); // CLOCK_MONOTONIC
+typedef struct Instance Instance; // memory and threads to run the model with; one run at a time
+
+// core_count 0: threads run wherever the system likes. Otherwise they are bound to these cores in turn, the calling
+// thread, which is one of them, to the first.
+Instance *instance_open(int threads, const int *cores, int core_count);
+void instance_close(Instance *);
+bool instance_run(Instance *, int64_t *call_ns); // the time of each call is added to call_ns, which may be NULL
+float *instance_input(Instance *, uint32_t index, uint64_t *bytes);
+const float *instance_output(Instance *, uint32_t index, uint64_t *bytes);
+void instance_fill(Instance *, uint64_t seed); // the inputs, with random numbers
+int64_t now_ns(void);                          // CLOCK_MONOTONIC
 
 // --- threads (pool.c) -----------------------------------------------------------------------------------------------
 
-bool pool_open(int threads, const int *cores, int core_count); // core_count 0: wherever the system likes
-int pool_threads(void);
+enum { MOST_THREADS = 256 };
+typedef struct Pool Pool;
+Pool *pool_open(int threads, const int *cores, int core_count); // counting the one that calls kernels
+void pool_close(Pool *);
+void pool_use(Pool *); // by kernels that the calling thread calls from now on
 
-// --- the machine (facts.c) ------------------------------------------------------------------------------------------
+// --- the machine (facts.c, instructions.c) --------------------------------------------------------------------------
 
-const char *missing_instruction(void); // the first that this CPU lacks, or NULL
-int usable_cores(void); // when first asked
+const char *missing_instruction(void); // the first that kernels use and this CPU lacks, or NULL
+int usable_cores(void);                // when first asked
 int64_t resident_bytes(bool highest);
+bool line_of(const char *path, const char *word, char *rest, size_t room);
 
 // --- JSON (json.c): one text, written out whole ---------------------------------------------------------------------
 
@@ -80,5 +87,5 @@ void json_number(double value); // null for NaN and infinities
 bool json_flush(void);          // writes the text and a newline, and forgets it
 void json_forget(void);
 
-void json_facts(void); // members of an object: what does not change
+void json_facts(int threads); // members of an object: what does not change
 void json_state(void); // and what does

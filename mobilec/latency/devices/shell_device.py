@@ -87,7 +87,7 @@ class ShellDevice:
         self._run(["mkdir", folder])
         count = threads or len(pin) or len(self.facts().usable_cores) or self.facts().logical_cores or 1
         if artifact.manifest.backend == "tvm":
-            from mobilec.export.standalone import executable_of
+            from mobilec.export.native import executable_of
 
             self._push(executable_of(artifact), f"{folder}/model")
             self._run(["chmod", "700", f"{folder}/model"])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from mobilec.export.kernels.program import ENTRY
 from support.native import Several, With, check_native, run_native
 
 
@@ -20,8 +19,7 @@ def kernels_of(part: object, inputs: list[torch.Tensor]) -> list[str]:
     from mobilec.export.kernels.lowering import lower
 
     program = torch.export.export(Several(part).eval(), tuple(inputs))
-    module = lower(program, find_cpu("host"), [f"input_{at}" for at in range(len(inputs))])
-    return [variable.name_hint for variable in module.functions if variable.name_hint != ENTRY]
+    return list(lower(program, find_cpu("host")).kernels)
 
 
 def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from mobilec.export.kernels.calls import ALIGNMENT, list_calls, place
+from mobilec.export.kernels.calls import ALIGNMENT, place
 from mobilec.export.kernels.cpu import find_cpu
 from mobilec.export.kernels.lowering import lower
 
@@ -31,7 +31,7 @@ def test_what_is_in_use_at_the_same_time_does_not_overlap(tensors: list[tuple[in
 def test_memory_is_used_again() -> None:
     layers = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)]
     program = torch.export.export(nn.Sequential(*layers).eval(), (torch.zeros(1, 8, 16, 16),))
-    calls = list_calls(lower(program, find_cpu(), ["x"]))
+    calls = lower(program, find_cpu()).calls
     image = 8 * 16 * 16 * 4
     assert image * 3 <= calls.arena_bytes < image * 5
     assert len(calls.calls) == 7  # the layers, and the image as it was

@@ -17,7 +17,7 @@ from torch import nn
 from mobilec.errors import BackendUnavailable
 from mobilec.export.artifact import integrity_faults, open_artifact
 from mobilec.export.compile import compile
-from mobilec.export.standalone import EXECUTABLE, executable_of
+from mobilec.export.native import EXECUTABLE, executable_of
 from mobilec.runtime.load import load, load_reference
 from support.artefacts import Lively
 from support.native_cases import (

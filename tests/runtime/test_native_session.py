@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from mobilec.errors import ArtifactError, BackendError, BackendUnavailable, ExportError, UsageError
 from mobilec.export.artifact import open_artifact
 from mobilec.export.compile import compile
+from mobilec.export.kernels.cpu import missing_instructions
 from mobilec.runtime.load import load
 from mobilec.runtime.threads import available_threads
 from mobilec.runtime.validate import validate
@@ -140,16 +142,24 @@ def test_the_manifest_says_what_it_was_compiled_for(artefact: Path) -> None:
     assert options["instructions"] == sorted(options["instructions"])
 
 
-def test_another_machine_is_told_at_load(copy: Path) -> None:
-    options = dict(open_artifact(copy).manifest.options)
-    for change, message in (
-        ({"architecture": "aarch64"}, r"compiled for .* \(aarch64\), this machine is x86_64"),
-        ({"instructions": ["avx2", "sve2"]}, "this machine has no sve2"),
+def test_another_machine_is_told_at_load(copy: Path, tmp_path: Path) -> None:
+    reseal(copy, options=dict(open_artifact(copy).manifest.options) | {"architecture": "aarch64"})
+    newer = missing_instructions(["amx-int8", "avx512fp16", "avx512vnni"])[0]
+    compile(Lively(), to="tvm", out=tmp_path / "newer", input_size=32, cpu=f"x86-64+{newer}")
+    for path, message in (
+        (copy, r"compiled for .* \(aarch64\), this machine is x86_64"),
+        (tmp_path / "newer", f"this machine has no {newer.replace('-', '_')}"),
     ):
-        reseal(copy, options=options | change)
         with pytest.raises(BackendUnavailable, match=message) as caught:
-            load(copy)
+            load(path)
         assert "--cpu" in caught.value.hint
+
+
+def test_a_manifest_of_another_model_is_told(copy: Path) -> None:
+    (x,) = open_artifact(copy).manifest.inputs
+    reseal(copy, inputs=(replace(x, shape=(1, 3, 64, 64)),))
+    with pytest.raises(ArtifactError, match=r"inputs of \[3072\] float32 numbers, the manifest of \[12288\]"):
+        load(copy)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing"])
@@ -178,7 +188,7 @@ def test_a_library_of_something_else(copy: Path) -> None:
     )
     shutil.copy(library, copy / "model.so")
     reseal(copy)
-    with pytest.raises(ArtifactError, match="cannot be loaded by TVM"):
+    with pytest.raises(ArtifactError, match="is no library of native kernels"):
         load(copy)
 
 

@@ -1,31 +1,35 @@
-"""A static executable with the model inside, for machines that have nothing of ours: no Python, no libraries.
+"""A model as native code: a shared library, or a static executable with the model inside.
 
-Kernels are called in a fixed order on fixed places of one memory (``mobilec.export.kernels.calls``) by a small program
-in C (``mobilec/export/runner``), which brings its own threads. Zig compiles and links it, for Linux of any libc.
+Both are made of kernels as TVM compiled them, the weights, a table of calls (``mobilec.export.kernels.calls``) and a
+small program in C (``mobilec/export/runner``) that runs the table with threads of its own. Neither needs anything of
+ours, or TVM, where it runs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilec.errors import BackendUnavailable, ExportError
-from mobilec.export.linking import run_zig, zig_target
+from mobilec.export.linking import Parts, link_executable, link_library
 from mobilec.passes.evidence import TensorSpec
 
 if TYPE_CHECKING:
     from mobilec.export.artifact import Artifact
     from mobilec.export.kernels.calls import Calls
     from mobilec.export.kernels.cpu import Cpu
-    from mobilec.export.request import WriteRequest
 
 EXECUTABLE = "model"
+HEADER = "mobilec.h"  # the library's interface in C
 _RUNNER = Path(__file__).resolve().parent / "runner"
 _SPARE = 64  # bytes behind the weights, so that the last ones end no page
-_SOURCES = ("main.c", "model.c", "pool.c", "facts.c", "json.c")
-_FLAGS = ("-static", "-O2", "-std=gnu11", "-fno-sanitize=all", "-s")
+_COMMON = ("model.c", "pool.c", "instructions.c")
+_LIBRARY = ("library.c",)
+_PROGRAM = ("main.c", "facts.c", "json.c")
 # What Linux calls instruction sets, where LLVM calls them otherwise.
 LINUX_NAMES = {
     "sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "lzcnt": "abm", "bmi": "bmi1", "avx512vnni": "avx512_vnni",
@@ -47,31 +51,56 @@ def executable_of(artifact: Artifact) -> Path:
     return artifact.path / EXECUTABLE
 
 
-def write_executable(executable: Any, calls: Calls, request: WriteRequest, cpu: Cpu, scratch: Path) -> None:
-    """Write ``model`` into the request's folder.
+@dataclass(frozen=True)
+class Model:
+    """What is made into native code.
+
+    Attributes:
+        compiled: the kernels, as ``mobilec.export.kernels.program.build`` leaves them.
+        facts: kept inside an executable.
+    """
+
+    compiled: Any
+    calls: Calls
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    cpu: Cpu
+    facts: Mapping[str, Any]
+
+
+def write_library(model: Model, file: Path, scratch: Path) -> None:
+    """Write a shared library with the interface of ``runner/mobilec.h``.
 
     Args:
-        executable: TVM's, whose kernels it takes. scratch: an empty folder.
+        scratch: an empty folder.
+
+    Raises ExportError where what links is not installed, or cannot.
+    """
+    # Nothing else is shown: a process may have loaded other libraries with the same names.
+    (scratch / "interface.map").write_text("{ global: mobilec_*; local: *; };\n", encoding="ascii")
+    link_library(_parts(model, _LIBRARY, scratch), file, model.cpu)
+
+
+def write_header(folder: Path) -> None:
+    shutil.copyfile(_RUNNER / HEADER, folder / HEADER)
+
+
+def write_executable(model: Model, file: Path, scratch: Path) -> None:
+    """Write a static executable. ``scratch``: an empty folder.
 
     Raises ExportError where zig is not installed or cannot link.
     """
-    objects = _kernels(executable, scratch)
-    (scratch / "weights.bin").write_bytes(calls.weights + bytes(_SPARE))
-    (scratch / "weights.S").write_text(_WEIGHTS, encoding="ascii")
-    (scratch / "plan.c").write_text(plan_source(calls, request, cpu), encoding="ascii")
-    sources = [*(str(_RUNNER / name) for name in _SOURCES), "plan.c", "weights.S"]
-    folders = [f"-I{folder}" for folder in (_RUNNER, *_headers(), ".")]
     # Not for the kernels' CPU: the program itself must start on any, to say what is missing.
-    target = ["cc", "-target", zig_target(cpu, "musl")]
-    run_zig([*target, *_FLAGS, *folders, "-o", str(request.folder.resolve() / EXECUTABLE), *sources, *objects], scratch)
+    link_executable(_parts(model, _PROGRAM, scratch), file, model.cpu)
 
 
-def _kernels(executable: Any, scratch: Path) -> list[str]:
-    found = []
-    for at, module in enumerate(each for each in executable.mod.imports if each.kind == "llvm"):
-        found.append(f"kernels{at}.o")
-        module.write_to_file(str(scratch / found[-1]))
-    return found
+def _parts(model: Model, own: Sequence[str], folder: Path) -> Parts:
+    model.compiled.write_to_file(str(folder / "kernels.o"))
+    (folder / "weights.bin").write_bytes(model.calls.weights + bytes(_SPARE))
+    (folder / "weights.S").write_text(_WEIGHTS, encoding="ascii")
+    (folder / "plan.c").write_text(plan_source(model), encoding="ascii")
+    sources = [*(str(_RUNNER / name) for name in (*_COMMON, *own)), "plan.c", "weights.S"]
+    return Parts(folder, sources, [str(_RUNNER), *_headers(), "."], ["kernels.o"], "interface.map")
 
 
 def _headers() -> list[str]:
@@ -90,12 +119,13 @@ weights:
 """
 
 
-def plan_source(calls: Calls, request: WriteRequest, cpu: Cpu) -> str:
+def plan_source(model: Model) -> str:
     """The tables of one model in C."""
-    facts = {**request.facts, "cpu": cpu.name, "cpu_model": cpu.model, "architecture": cpu.architecture}
+    calls, cpu = model.calls, model.cpu
+    facts = {**model.facts, "cpu": cpu.name, "cpu_model": cpu.model, "architecture": cpu.architecture}
     instructions = [LINUX_NAMES.get(name, name) for name in cpu.features]
-    inputs = zip(request.inputs, calls.inputs, strict=True)
-    outputs = zip(request.outputs, calls.outputs, strict=True)
+    inputs = zip(model.inputs, calls.inputs, strict=True)
+    outputs = zip(model.outputs, calls.outputs, strict=True)
     kernels = sorted({call.kernel for call in calls.calls})
     declared = "\n".join(f"int {_symbol(name)}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);" for name in kernels)
     regions = [
