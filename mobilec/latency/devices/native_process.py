@@ -14,7 +14,7 @@ from mobilec.passes.evidence import TensorSpec
 
 
 class NativeProcess:
-    """A ``channel.Channel`` over ``model --serve`` (`mobilec.export.standalone` has the words it knows)."""
+    """A ``channel.Channel`` over ``model --serve`` (`mobilec.export.native` has the words it knows)."""
 
     def __init__(self, worker: Worker) -> None:
         self.label = worker.label

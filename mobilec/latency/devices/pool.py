@@ -322,7 +322,7 @@ def _measure(
     placed: _Placed,
 ) -> ProfileReport:
     from mobilec.export.manifest import MANIFEST_NAME
-    from mobilec.export.standalone import EXECUTABLE
+    from mobilec.export.native import EXECUTABLE
     from mobilec.latency.checking import check_outputs
     from mobilec.latency.profile import measure
 
