@@ -11,7 +11,7 @@ from mobilec.errors import UsageError, did_you_mean
 from mobilec.export.clock import export_time
 from mobilec.export.keep_fp32 import AUTO, check_keep_fp32
 from mobilec.export.user_rules import RuleFile, load_rule_files
-from mobilec.export.writers import Writer
+from mobilec.export.writers import WRITERS, Writer
 
 if TYPE_CHECKING:
     from mobilec.export.compress.schemes import Compression
@@ -87,14 +87,18 @@ def make_plan(
     from mobilec.export.compress.choose import choose
     from mobilec.passes.pipelines import DEFAULT_TARGET, TARGETS
 
-    chosen = _one_of("precision", precision or writer.default_precision, writer.precisions, f" for {writer.title}")
+    chosen = _precision(writer, precision or writer.default_precision)
     aim = _one_of("target", target or DEFAULT_TARGET[writer.name], list(TARGETS))
     rules, own = chosen_rules(aim, skip_rules, only_rules, rule_files)
     if dynamic_batch and not writer.dynamic_batch:
-        raise UsageError(f"a dynamic batch is not for {writer.title}", hint="export with a fixed batch")
+        raise UsageError(
+            f"a dynamic batch is not for {writer.title}, where every shape is fixed",
+            hint="fix another batch with --input-shape, or export --to onnx",
+        )
     if image_input and not writer.image_input:
         raise UsageError(
-            f"an image input is not for {writer.title}, which takes normalised numbers", hint="leave --image-input out"
+            f"an image input is not for {writer.title}, where numbers come in normalised",
+            hint="leave --image-input out",
         )
     if cpu is not None and not writer.takes_cpu:
         raise UsageError(f"a CPU is not for {writer.title}", hint="leave --cpu out")
@@ -155,6 +159,17 @@ def chosen_rules(
     rules = pipeline(target)
     own = load_rule_files(rule_files, rule_names())
     return select((*rules, *(rule for file in own for rule in file.rules)), skip_rules, only_rules), own
+
+
+def _precision(writer: Writer, precision: str) -> str:
+    """The precision if the writer has it. Raises UsageError."""
+    having = [each.title for each in WRITERS if precision in each.precisions]
+    if having and writer.title not in having:
+        raise UsageError(
+            f"precision {precision} is not for {writer.title}, where it is {' or '.join(writer.precisions)}",
+            hint=f"leave --precision out; {precision} is for {' and '.join(having)}",
+        )
+    return _one_of("precision", precision, writer.precisions, f" for {writer.title}")
 
 
 def _one_of(what: str, value: str, known: Sequence[str], whose: str = "") -> str:

@@ -320,6 +320,17 @@ def test_a_tiny_disk(tmp_path: Path, backend: str) -> None:
         ({"image_input": True}, "not for ONNX"),
         ({"to": "coreml", "dynamic_batch": True}, "not for Core ML"),
         (
+            {"to": "tvm", "dynamic_batch": True},
+            "a dynamic batch is not for native kernels, where every shape is fixed; fix another",
+        ),
+        (
+            {"to": "tvm", "precision": "fp16"},
+            "precision fp16 is not for native kernels, where it is fp32; leave --precision out; "
+            "fp16 is for ONNX and Core ML and Core AI",
+        ),
+        ({"to": "tvm", "precision": "int8"}, "int8 is not for native kernels.* int8 is for ONNX and Core ML"),
+        ({"to": "tvm", "compress": "int8"}, "not for native kernels, whose weights are stored as they are"),
+        (
             {"to": "coreml", "deployment_target": "iOS-17"},
             "unknown deployment target 'iOS-17'.*iOS15.*did you mean iOS17, iOS18 or iOS16\\?",
         ),

@@ -162,7 +162,7 @@ def test_a_missing_package_is_named_with_its_installation(
         ({"dynamic_batch": True}, "a dynamic batch is not for Core AI"),
         ({"image_input": True}, "an image input is not for Core AI"),
         ({"deployment_target": "iOS17"}, "a deployment target is not for Core AI"),
-        ({"precision": "int8"}, "unknown precision 'int8' for Core AI"),
+        ({"precision": "int8"}, "precision int8 is not for Core AI, where it is fp16 or fp32"),
     ],
 )
 def test_options_of_other_backends(small: nn.Module, tmp_path: Path, options: dict[str, Any], words: str) -> None:

@@ -64,7 +64,7 @@ def _storage(writer: Writer, precision: str, compress: str | None) -> Storage | 
         )
     known = {storage.scheme.name: storage for storage in writer.compressions}
     if compress not in known:
-        others = f"which has {', '.join(known)}" if known else "which stores weights as they are"
+        others = f"which has {', '.join(known)}" if known else "whose weights are stored as they are"
         hint = "palettes are for Core ML" if WEIGHT_SCHEMES[compress].palette else ""
         raise UsageError(f"compress {compress} is not for {writer.title}, {others}", hint=hint)
     if precision not in known[compress].precisions:

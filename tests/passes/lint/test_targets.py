@@ -87,7 +87,7 @@ def test_unknown_targets_and_vocabularies() -> None:
         facts("nnap", "onnx")
     with pytest.raises(UsageError, match="hexagon is not known in 'mil' operators; it is in onnx"):
         facts("hexagon", "mil")
-    with pytest.raises(UsageError, match="nothing to judge for native: .* on the CPU") as caught:
+    with pytest.raises(UsageError, match=r"nothing to judge for native: .* on the CPU") as caught:
         facts("native", "onnx")
     assert "to judge are ane, cpu, hexagon" in caught.value.hint
 
