@@ -1,4 +1,4 @@
-"""Executables with the model inside: their numbers under an emulator, kernel by kernel, and what they answer."""
+"""Libraries and executables with the model inside: their numbers, kernel by kernel on Arm, and what they answer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from mobilec.errors import BackendUnavailable
-from mobilec.export.artifact import integrity_faults, open_artifact
+from mobilec.export.artifact import Artifact, integrity_faults, open_artifact
 from mobilec.export.compile import compile
+from mobilec.export.linking import zig
 from mobilec.export.native import EXECUTABLE, executable_of
 from mobilec.runtime.load import load, load_reference
 from support.artefacts import Lively
@@ -32,6 +33,7 @@ from support.native_cases import (
 from support.tools import need
 
 LIMIT = 1e-5  # of the largest number of an output
+AARCH64 = ("cc", "-target", "aarch64-linux-gnu")
 # Operators that torch.export does not give for these networks, or that are another name of one that is there.
 UNSEEN = {"bmm.default", "mm.default", "_softmax.default", "constant_pad_nd.default"}
 
@@ -217,8 +219,7 @@ def test_an_artefact_for_another_machine(tmp_path: Path) -> None:
     assert (options["architecture"], options["cpu"], options["executable"]) == (
         "aarch64", "cortex-a55", {"file": EXECUTABLE},
     )  # fmt: skip
-    for name in ("model.so", EXECUTABLE):
-        assert (artefact.path / name).read_bytes()[:20][18:20] == b"\xb7\x00"  # EM_AARCH64
+    assert executable_of(artefact).read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64
     with pytest.raises(BackendUnavailable, match=r"compiled for cortex-a55 \(aarch64\), this machine is"):
         load(artefact)
     x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
@@ -226,9 +227,38 @@ def test_an_artefact_for_another_machine(tmp_path: Path) -> None:
         wanted = reference.run({"x": x})["output"]
     (found,) = run_executable([need("qemu-aarch64"), executable_of(artefact)], [torch.from_numpy(x)], 1)
     np.testing.assert_allclose(found, wanted.ravel(), atol=1e-5)
+    loader = Path(need("/usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1"))
+    emulator = [need("qemu-aarch64"), "-L", str(loader.parent.parent)]
+    found = call_library(emulator, artefact, x, tmp_path, [*zig("it calls the library"), *AARCH64])
+    np.testing.assert_allclose(found, wanted.ravel(), atol=1e-5)
 
     executable_of(artefact).write_bytes(b"something else")
     assert any(EXECUTABLE in fault for fault in integrity_faults(artefact))
+
+
+def call_library(run: Sequence[str], artefact: Artifact, x: np.ndarray, folder: Path, compiler: Sequence[str]) -> Any:
+    """What a program in C gets from the library of an artefact."""
+    source = Path(__file__).parents[1] / "support/call_library.c"
+    program = folder / "call_library"
+    subprocess.run(
+        [*compiler, "-std=gnu11", f"-I{artefact.path}", source, "-o", program, "-ldl"], check=True, cwd=folder
+    )
+    done = subprocess.run(
+        [*run, str(program), str(artefact.model_path), "2"], input=x.tobytes(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return np.frombuffer(done.stdout, "<f4")
+
+
+def test_a_library_is_called_from_c_and_needs_only_a_c_library(tmp_path: Path) -> None:
+    artefact = compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32)
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    with load(artefact, threads=1) as session:
+        wanted = session.run({"x": x})["output"]
+    np.testing.assert_array_equal(call_library([], artefact, x, tmp_path, ["gcc"]), wanted.ravel())
+    listed = subprocess.run(["objdump", "-p", artefact.model_path], capture_output=True, text=True, check=True).stdout
+    needed = [line.split()[1] for line in listed.splitlines() if "NEEDED" in line]
+    assert [name for name in needed if not name.startswith(("libc.", "libpthread.", "ld-linux"))] == []
 
 
 def test_an_artefact_without_one(tmp_path: Path) -> None:

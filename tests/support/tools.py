@@ -1,4 +1,4 @@
-"""Programs from outside Python that some tests drive: a browser, an ssh server, an emulator."""
+"""Programs from outside Python that some tests drive: a browser, an ssh server, an emulator and its C library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 # program -> the Debian package that brings it
 PACKAGES = {
+    "/usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1": "libc6-arm64-cross",
     "adb": "adb",
     "chromium": "chromium",
     "qemu-aarch64": "qemu-user",
