@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilec.export.kernels.arithmetic import falling, larger
 from mobilec.export.kernels.cpu import Cpu
-from mobilec.export.kernels.loops import STACK_FLOATS, Registers, filled, loop, nest, pieces, scratch, seq, store
+from mobilec.export.kernels.loops import STACK_FLOATS, Registers, filled, loop, narrow_pieces, nest, scratch, seq, store
 from mobilec.export.kernels.lowering import Context, Pending
 from mobilec.export.kernels.products import local_product
 from mobilec.export.kernels.rows import piece_start
@@ -215,7 +215,7 @@ def _part(value: Value, batch: list[Expr], start: tuple[Expr, Expr], shape: tupl
 def _softmax(scores: Stored, cpu: Cpu) -> Stmt:
     """In place along the first axis of [N, M]."""
     count, width = scores.shape
-    columns = pieces(width, cpu.lanes)
+    columns = narrow_pieces(width, cpu.lanes)
     each, lanes = range(len(columns)), [size for _, size in columns]
     top, total, held = Registers(lanes), Registers(lanes), Registers(lanes)
 

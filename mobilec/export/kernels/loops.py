@@ -15,6 +15,7 @@ Stmt = Any
 # in registers, as products have them; others count what an element costs them in these.
 WORTH_A_LAUNCH = 300_000
 PARTS = 64  # that loops are shared out in, as evenly as their steps allow (as runner/pool.c knows)
+WIDE = 16  # lanes that cost twice as much as half of them: one instruction for two units, or one unit twice
 STACK_FLOATS = 16_384
 _numbers = count()
 
@@ -84,6 +85,14 @@ def pieces(size: int, lanes: int) -> list[tuple[int, int]]:
     if size % lanes:
         starts.append(size - lanes)
     return [(start, lanes) for start in starts]
+
+
+def narrow_pieces(size: int, lanes: int) -> list[tuple[int, int]]:
+    """As ``pieces``, with a last vector of half the lanes where these hold the rest and are cheaper."""
+    found = pieces(size, lanes)
+    if lanes == WIDE and size > lanes and 0 < size % lanes <= lanes // 2:
+        found[-1] = (size - lanes // 2, lanes // 2)
+    return found
 
 
 def over_lanes(size: int, lanes: int, body: Callable[[Expr, int], Stmt]) -> Stmt:

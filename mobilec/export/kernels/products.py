@@ -43,9 +43,9 @@ def packed_vector(packed: Stored, tile: Tile, depth: int, run: Run, term: Expr, 
     """One vector of weights from where ``pack`` put it."""
     from tvm import tirx
 
-    lanes = run.columns[which][1]
-    width = len(run.columns) * lanes
-    place = run.number * (depth * tile.vectors * lanes) + term * width + (packed.offset + which * lanes)
+    widths = [lanes for _, lanes in run.columns]
+    lanes, before = widths[which], sum(widths[:which])
+    place = run.number * (depth * tile.vectors * tile.lanes) + term * sum(widths) + (packed.offset + before)
     return tirx.BufferLoad(packed.memory.buffer, [tirx.Ramp(place, 1, lanes) if lanes > 1 else place])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mobilec.export.kernels.cpu import Cpu
-from mobilec.export.kernels.loops import pieces
+from mobilec.export.kernels.loops import narrow_pieces
 
 LATENCY = 9.0  # multiply-adds that must be under way at once to keep both units busy
 CACHE_MISSES = 0.25  # what a multiply-add costs more when its rows do not stay in the first-level cache
@@ -73,22 +73,26 @@ def choose_tile(rows: int, columns: int, depth: int, cpu: Cpu) -> Tile:
 @cache
 def tiles_by_cost(rows: int, columns: int, depth: int, cpu: Cpu) -> tuple[Tile, ...]:
     """All tiles that the registers hold, the cheapest first."""
-    across = tuple(pieces(columns, cpu.lanes))
+    across = tuple(narrow_pieces(columns, cpu.lanes))
     found: list[tuple[float, Tile]] = []
     for vectors in range(1, min(4, len(across)) + 1):
         highest = min(cpu.accumulators // vectors, (cpu.accumulators + BESIDE - vectors) // vectors)
         for height in range(1, min(rows, highest) + 1):
-            widths = [vectors] * (len(across) // vectors) + ([len(across) % vectors] if len(across) % vectors else [])
+            tile = Tile(height, vectors, across)
+            shares = [[lanes / tile.lanes for _, lanes in group] for group in tile.groups]
             heights = ((rows // height, height), (1, rows % height))
-            cost = sum(n * _cost(h, v, depth, cpu) for n, h in heights if h for v in widths)
-            found.append((cost, Tile(height, vectors, across)))
+            cost = sum(n * _cost(h, each, depth, cpu) for n, h in heights if h for each in shares)
+            found.append((cost, tile))
     return tuple(tile for _, tile in sorted(found, key=lambda pair: pair[0]))
 
 
-def _cost(rows: int, vectors: int, depth: int, cpu: Cpu) -> float:
-    """Of one tile, in the time of a multiply-add: by arithmetic, loads, or latency, whichever is longest."""
-    size = rows * vectors
-    term = max(size, rows + vectors, LATENCY) + 0.2 * (rows + vectors)
+def _cost(rows: int, shares: list[float], depth: int, cpu: Cpu) -> float:
+    """Of one tile, in the time of a multiply-add: by arithmetic, loads, or latency, whichever is longest.
+
+    ``shares``: of each of its vectors, how much of a full one it is.
+    """
+    size, loads = rows * sum(shares), rows + len(shares)
+    term = max(size, loads, LATENCY) + 0.2 * loads
     if rows * depth > cpu.near_floats:
         term += CACHE_MISSES * size
     return depth * term + START * size

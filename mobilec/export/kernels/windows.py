@@ -12,8 +12,8 @@ from typing import Any
 
 from mobilec.export.kernels.arithmetic import maximum
 from mobilec.export.kernels.cpu import Cpu
-from mobilec.export.kernels.loops import Registers, filled, finish, loop, nest, pieces, seq, spread
-from mobilec.export.kernels.products import Run, by_run, packed_vector
+from mobilec.export.kernels.loops import Registers, filled, finish, loop, narrow_pieces, nest, seq, spread
+from mobilec.export.kernels.products import Run, by_run, last_apart, packed_vector
 from mobilec.export.kernels.tiles import Tile
 from mobilec.export.kernels.values import Stored, Value, evaluate, permute
 
@@ -174,11 +174,10 @@ def _channelwise(
     from tvm import tirx
 
     batch, channels = target.shape[0], target.shape[3]
-    covered = pieces(channels, cpu.lanes)
-    lanes = covered[0][1]
+    covered = narrow_pieces(channels, cpu.lanes)
     length = _columns(across, cpu)
 
-    def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, c: Expr) -> Stmt:
+    def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, c: Expr, lanes: int) -> Stmt:
         sums = Registers([lanes] * size)
 
         def row(y: Expr) -> Stmt:
@@ -197,16 +196,22 @@ def _channelwise(
         begin = [sums.put(r, filled(start_value, lanes)) for r in range(size)]
         return sums.scope(seq([*begin, down.over_taps(i, row), *done]))
 
-    def line(piece: Expr, b: Expr, i: Expr) -> Stmt:
-        c = piece * lanes if channels % lanes == 0 else tirx.min(piece * lanes, channels - lanes)
+    def along(c: Expr, lanes: int, b: Expr, i: Expr) -> Stmt:
         return seq(
             [
-                loop(n, lambda t, s=start, z=size, w=whole: one(b, i, t * z + s, z, w, s, c))  # type: ignore[misc]
+                loop(n, lambda t, s=start, z=size, w=whole: one(b, i, t * z + s, z, w, s, c, lanes))  # type: ignore[misc]
                 for start, size, n, whole in across.tiles(length)
             ]
         )
 
-    work = 2 * across.results * down.taps * across.taps * lanes
+    def line(piece: Expr, b: Expr, i: Expr) -> Stmt:
+        last, width = covered[-1], covered[0][1]
+        if last[1] == width:
+            return along(piece * width if channels % width == 0 else tirx.min(piece * width, last[0]), width, b, i)
+        usual = lambda: along(piece * width, width, b, i)  # noqa: E731
+        return last_apart(piece, len(covered), usual, lambda: along(*last, b, i))
+
+    work = 2 * across.results * down.taps * across.taps * covered[0][1]
     if across.results * len(covered) <= 64:  # small images: each thread takes channels of its own
         return nest([len(covered), batch, down.results], lambda at: line(*at), work=work)
     return nest([batch, down.results, len(covered)], lambda at: line(at[2], at[0], at[1]), work=work)

@@ -66,3 +66,11 @@ def test_large_arrays_are_left_to_tvm() -> None:
     small, large = (tirx.decl_buffer((size,), "float32", name="x") for size in (256, loops.STACK_FLOATS + 1))
     assert "disable_lower_builtin" in dict(loops.allocate(small).annotations)
     assert not dict(loops.allocate(large).annotations)
+
+
+def test_half_a_vector_at_the_end_where_it_is_cheaper() -> None:
+    assert loops.narrow_pieces(40, 16) == [(0, 16), (16, 16), (32, 8)]
+    assert loops.narrow_pieces(37, 16) == [(0, 16), (16, 16), (29, 8)]
+    assert loops.narrow_pieces(41, 16) == [(0, 16), (16, 16), (25, 16)]
+    for size, lanes in ((32, 16), (12, 16), (13, 8), (7, 4)):
+        assert loops.narrow_pieces(size, lanes) == loops.pieces(size, lanes)
