@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilec.errors import BackendError, UsageError
+from mobilec.errors import BackendError, MobilecError, UsageError
 from mobilec.latency.channel import Channel, close_workers, local_command
 from mobilec.latency.machine import warnings_after, warnings_before
 from mobilec.latency.place import Here, Place
@@ -32,7 +32,7 @@ SETTLE_SECS = 0.005  # an engine's idle threads spin for about a millisecond bef
 class MeasurementCut(BackendError):
     """Something went wrong after the first timed run. ``report``: what there is until then, and marked as such."""
 
-    def __init__(self, cause: BackendError, report: ProfileReport) -> None:
+    def __init__(self, cause: MobilecError, report: ProfileReport) -> None:
         super().__init__(cause.message, hint=cause.hint, detail=cause.detail)
         self.report = report
 
@@ -162,7 +162,7 @@ def measure(
         for runner in runners if settings.sustained_secs else ():
             close_workers(_workers(runners))  # nobody else's threads beside the long run
             runner.sustain(timeout_secs, lambda done, total: tell("sustained", done, total), place.state)
-    except (BackendError, KeyboardInterrupt) as error:
+    except (MobilecError, KeyboardInterrupt) as error:
         close_workers(_workers(runners))
         begun = [runner for runner in runners if runner.timed]
         if not begun:
@@ -177,8 +177,8 @@ def measure(
     return _report(runners, settings, place, facts, before, after)
 
 
-def _cut(cause: BackendError | KeyboardInterrupt, report: ProfileReport) -> MeasurementCut | MeasurementStopped:
-    return MeasurementCut(cause, report) if isinstance(cause, BackendError) else MeasurementStopped(report)
+def _cut(cause: MobilecError | KeyboardInterrupt, report: ProfileReport) -> MeasurementCut | MeasurementStopped:
+    return MeasurementCut(cause, report) if isinstance(cause, MobilecError) else MeasurementStopped(report)
 
 
 def _report(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilec.export.artifact import Artifact, describe_files
+from mobilec.export.kernels.account import KernelUse, write_account
 from mobilec.export.manifest import MANIFEST_NAME, InputSpec, Manifest, OutputSpec
 from mobilec.export.manifest_io import manifest_to_json
 
@@ -56,7 +57,7 @@ for line in sys.stdin.buffer:
     elif words[0] == "memory":
         answer(peak_rss_bytes=2 << 20)
     elif words[0] == "ops":
-        answer(runs=int(words[1]), whole_ns=1000, ops=[{{"name": "a", "op": "conv", "scope": "stem", "time_ns": 600}}, {{"name": "b", "op": "add", "scope": "", "time_ns": 200}}])
+        answer(runs=int(words[1]), whole_ns=1000, ops=[{{"name": name, "time_ns": ns}} for name, ns in FACTS.get("kernels", [["a", 600], ["b", 200]])])
     else:
         print(json.dumps({{"error": {{"kind": "BackendError", "message": "unknown", "hint": "", "detail": ""}}}}), flush=True)
 """  # noqa: E501
@@ -70,6 +71,7 @@ def fake_artefact(folder: Path, architecture: str = "x86_64", name: str = "fake"
     (folder / "model").chmod(0o755)
     (folder / "model.so").write_bytes(b"")
     (folder / "reference.pt2").write_bytes(b"")
+    write_account(folder, (KernelUse("a", "conv2d", "stem", 100, 80), KernelUse("b", "add", "", 0, 16)))
     options = {"executable": {"file": "model"}, "architecture": architecture, "cpu_model": "x", "instructions": []}
     manifest = Manifest(
         schema_version=1,

@@ -95,12 +95,17 @@ def _refusal(backend: str, options: dict[str, Any]) -> str:
     if importlib.util.find_spec(ENGINES[backend]) is None:
         return f"{ENGINES[backend]} is not installed there"
     if backend == "tvm":
-        from mobilec.export.kernels.cpu import missing_instructions, this_architecture
+        from mobilec.export.kernels.cpu import find_cpu, missing_instructions, this_architecture
+        from mobilec.export.native import LINUX_NAMES
+        from mobilec.latency.devices.fitness import fitting_cpu
 
         here, cpu = this_architecture(), options.get("cpu_model", "another CPU")
+        flags = [LINUX_NAMES.get(name, name) for name in find_cpu().features]
+        fitting = fitting_cpu(here, flags)
+        again = f"; repeat its export with --to tvm --cpu {fitting}" if fitting else ""
         if options.get("architecture", here) != here:
-            return f"it is compiled for {cpu} ({options['architecture']}), the board is {here}"
+            return f"it is compiled for {cpu} ({options['architecture']}), the board is {here}{again}"
         missing = missing_instructions(list(options.get("instructions", ())))
         if missing:
-            return f"it is compiled for {cpu}: the board has no {', '.join(missing)}"
+            return f"it is compiled for {cpu}, and the board has no {', '.join(missing)}{again}"
     return ""

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from mobilec.errors import BackendError
+from mobilec.errors import ArtifactError, BackendError
+from mobilec.export.kernels.account import KernelUse
 from mobilec.latency.channel import Worker
 from mobilec.latency.inputs import make_inputs
 from mobilec.latency.packing import unpack
+from mobilec.latency.samples import OpTable, OpTime
 from mobilec.passes.evidence import TensorSpec
 
 
 class NativeProcess:
-    """A ``channel.Channel`` over ``model --serve`` (`mobilec.export.native` has the words it knows)."""
+    """A ``channel.Channel`` over ``model --serve`` (its words are in ``mobilec/export/runner/main.c``).
 
-    def __init__(self, worker: Worker) -> None:
+    Args:
+        uses: what its calls are for, in their order.
+    """
+
+    def __init__(self, worker: Worker, uses: Sequence[KernelUse]) -> None:
         self.label = worker.label
         self._worker = worker
+        self._uses = uses
         self._inputs: tuple[TensorSpec, ...] = ()
         self._outputs: tuple[TensorSpec, ...] = ()
         self._timed: dict[str, np.ndarray] = {}
@@ -57,7 +66,7 @@ class NativeProcess:
             case {"do": "memory"}:
                 return say("memory")
             case {"do": "ops", "runs": int(runs)}:
-                return _op_table(say(f"ops {runs}"))
+                return asdict(_op_table(say(f"ops {runs}"), self._uses, self.label))
         raise BackendError(f"{self.label}: the executable does not know the request {request['do']!r}")
 
     def kill(self) -> None:
@@ -71,17 +80,14 @@ def _specs(described: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(each["name"], tuple(each["shape"]), each["dtype"]) for each in described)
 
 
-def _op_table(found: dict[str, Any]) -> dict[str, Any]:
-    """As ``asdict`` of an OpTable gives it."""
-    total = sum(row["time_ns"] for row in found["ops"])
-    rows = [
-        {
-            "name": row["name"],
-            "op": row["op"],
-            "scope": row["scope"],
-            "time_us": row["time_ns"] / 1000,
-            "share": row["time_ns"] / total if total else 0.0,
-        }
-        for row in found["ops"]
-    ]
-    return {"ops": rows, "runs": found["runs"], "sum_us": total / 1000, "whole_us": found["whole_ns"] / 1000}
+def _op_table(found: dict[str, Any], uses: Sequence[KernelUse], label: str) -> OpTable:
+    """The device tells how long each call took, the artefact what it is for."""
+    if [row["name"] for row in found["ops"]] != [use.kernel for use in uses]:
+        raise ArtifactError(f"{label} lists other kernels than its executable calls", hint="export the model again")
+    times_us = [row["time_ns"] / 1000 for row in found["ops"]]
+    total_us = sum(times_us)
+    rows = tuple(
+        OpTime(use.kernel, use.op, use.where, us, us / total_us if total_us else 0.0, use.macs, use.bytes_moved)
+        for use, us in zip(uses, times_us, strict=True)
+    )
+    return OpTable(rows, found["runs"], total_us, found["whole_ns"] / 1000)

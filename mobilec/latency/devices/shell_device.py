@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilec.errors import BackendError
+from mobilec.export.kernels.account import read_account
 from mobilec.latency.channel import Channel, Worker
 from mobilec.latency.devices import onnx_there
 from mobilec.latency.devices.fitness import onnx_refusal, own_processor_refusal
@@ -80,8 +81,10 @@ class ShellDevice:
     def place(self, artifact: Artifact, job: Job, threads: int | None, pin: tuple[int, ...]) -> Job:
         """Copy what it takes to run ``artifact``; ``job`` then starts its processes there.
 
-        Raises BackendError: no space, gone. UsageError: no such core.
+        Raises BackendError: no space, gone. UsageError: no such core. ArtifactError: it does not say what its kernels
+        are for.
         """
+        uses = read_account(artifact.path) if artifact.manifest.backend == "tvm" else ()
         folder = f"{self._keeper.folder}/{self._placed}"
         self._placed += 1
         self._run(["mkdir", folder])
@@ -103,7 +106,7 @@ class ShellDevice:
         def start(timeout_secs: float) -> Channel:
             worker = Worker(job.label, command, timeout_secs=timeout_secs, ended=self._ended)
             if artifact.manifest.backend == "tvm":
-                return NativeProcess(worker)
+                return NativeProcess(worker, uses)
             return OnnxProcess(worker, artifact.manifest.inputs, count)
 
         return dataclasses.replace(job, command=command, start=start)

@@ -14,6 +14,7 @@ from latency.devices.conftest import Board, Phone
 import support
 from mobilec.errors import BackendUnavailable, CheckFailed
 from mobilec.export.compile import compile
+from mobilec.export.kernels.account import read_account
 from mobilec.latency.profile import profile
 from mobilec.latency.samples import ArtifactProfile
 from support.adbd import write_tools
@@ -57,7 +58,13 @@ def test_native_kernels_and_onnx_on_a_board(board: Board, export: Callable[[str]
     is_right(native, "native")
     is_right(onnx, "onnxruntime")
     assert native.ops is not None
-    assert native.ops.ops
+    used = read_account(kernels)
+    assert [(op.name, op.op, op.scope, op.macs, op.bytes_moved) for op in native.ops.ops] == [
+        (use.kernel, use.op, use.where, use.macs, use.bytes_moved) for use in used
+    ]
+    assert {"conv2d", "linear"} <= {op.op for op in native.ops.ops}
+    assert all(op.time_us > 0 for op in native.ops.ops)
+    assert sum(op.share for op in native.ops.ops) == pytest.approx(1)
     assert report.comparisons[0].candidate == "onnx"
     assert board.left == []
 
@@ -93,7 +100,7 @@ def test_native_kernels_on_a_board_of_another_kind(board: Board, tools: Path, ex
 def test_another_processor_is_refused_before_anything_is_copied(
     board: Board, phone: Phone, export: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(BackendUnavailable, match="compiled for aarch64, the device is x86_64; export with --cpu"):
+    with pytest.raises(BackendUnavailable, match=r"compiled for aarch64, the device is x86_64; .* --cpu x86-64"):
         profile([export("onnx"), export("cortex-a76")], device=board.device, **QUICK)
     with pytest.raises(BackendUnavailable, match="no Python runs there"):
         profile([export("onnx")], device=phone.device, **QUICK)

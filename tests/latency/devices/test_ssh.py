@@ -22,7 +22,7 @@ from mobilec.latency.devices.keeper import Keeper
 from mobilec.latency.devices.shell_device import ShellDevice
 from mobilec.latency.devices.ssh import OPTIONS, Ssh
 from mobilec.latency.profile import MeasurementCut, measure
-from mobilec.latency.samples import ProfileReport, Settings
+from mobilec.latency.samples import OpTime, ProfileReport, Settings
 from support.adbd import write_tools
 
 Make = Callable[..., Any]
@@ -79,8 +79,10 @@ def test_artefacts_take_turns_on_a_board(board: Board, settings: Settings, artef
         assert item.latency.runs >= settings.num_runs
         assert item.latency.median_ms == pytest.approx(1.003, abs=0.01)
         assert item.ops is not None
-        assert [op.op for op in item.ops.ops] == ["conv", "add"]
-        assert item.ops.ops[0].share == 0.75
+        assert item.ops.ops == (
+            OpTime("a", "conv2d", "stem", 0.6, pytest.approx(0.75), macs=100, bytes_moved=80),
+            OpTime("b", "add", "", 0.2, pytest.approx(0.25), macs=0, bytes_moved=16),
+        )
     assert report.comparisons[0].verdict == "no difference seen"
     assert board.left == []
 
@@ -112,6 +114,14 @@ def test_a_process_that_fails_there(board: Board, settings: Settings, artefacts:
     assert 0 < min(item.latency.runs for item in report.artifacts) < settings.num_runs
     assert report.warnings[0].startswith("cut short: sick: ")
     assert board.left == []
+
+
+def test_an_executable_that_is_not_the_one_the_artefact_tells_of(
+    board: Board, settings: Settings, artefacts: Make
+) -> None:
+    with pytest.raises(MeasurementCut, match="sick lists other kernels than its executable calls; export") as caught:
+        timed(board, settings, artefacts("sick", kernels=[["a", 600], ["c", 200]]))
+    assert caught.value.report.artifacts[0].latency.runs >= settings.num_runs
 
 
 def test_a_process_that_fails_before_anything_was_timed(board: Board, settings: Settings, artefacts: Make) -> None:
