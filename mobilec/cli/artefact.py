@@ -103,7 +103,8 @@ def summary(artifact: Artifact) -> Any:
 NOTES = "notes"  # sentences of the writer that a user should read
 RULE_FILES = "rule_files"
 KEEP_FP32 = "keep_fp32"  # operators in float32, and why
-_ASIDE = (NOTES, RULE_FILES, COMPRESSION, KEEP_FP32)  # shown elsewhere than among the options
+INSTRUCTIONS = "instructions"  # dozens of sets that native kernels use; the CPU's model says enough
+_ASIDE = (NOTES, RULE_FILES, COMPRESSION, KEEP_FP32, INSTRUCTIONS)  # not shown among the options
 _UNSET: tuple[Any, ...] = (None, False, "", (), [], {})
 
 

@@ -206,8 +206,8 @@ def operators(rows: Sequence[Timed]) -> Section | None:
     if not any(isinstance(block, Figure) for block in blocks):
         return None
     lead = (
-        "From the engine's own profiler, which slows small operators down: it tells which one weighs how much, not how "
-        "long an inference takes."
+        "Each operator timed by itself, which slows small ones down: it tells which one weighs how much, not how long "
+        "an inference takes."
     )
     return Section("operators", "Where the time goes", lead, tuple(blocks), "Operators")
 
