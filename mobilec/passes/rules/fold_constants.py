@@ -1,6 +1,6 @@
 """Computes calls on constants alone once and for all, and stores what they give.
 
-    before   gamma.reshape(1, -1, 1, 1), arange(7) / 6, weight.t()
+    before   gamma.reshape(1, -1, 1, 1), arange(7) / 6, weight.t(), weight.chunk(3)[0]
     after    a constant
 
 Exact because the same operator computes it, once. Refused where the result is much larger than what it is made of: an
@@ -10,6 +10,7 @@ expanded constant is cheap to make and costly to store.
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -29,11 +30,12 @@ _ALWAYS_STORED = 1 << 16  # scalars
 
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
-    if not isinstance(node.target, OpOverload) or has_effect(node) or node.target in _UNDEFINED:
+    call = _call(node)
+    if not isinstance(call.target, OpOverload) or has_effect(call) or call.target in _UNDEFINED:
         return None
-    if torch.Tag.nondeterministic_seeded in node.target.tags or not editor.is_tensor(node):
+    if torch.Tag.nondeterministic_seeded in call.target.tags or not editor.is_tensor(node):
         return None
-    sources = node.all_input_nodes
+    sources = call.all_input_nodes
     if not all(editor.is_constant(source) for source in sources):
         return None
     shape = editor.shape(node)
@@ -47,11 +49,20 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
     return Match((node,))
 
 
+def _call(node: Node) -> Node:
+    """What computes it: one of several results is taken from them by index."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return source if isinstance(source, Node) else node
+
+
 def rewrite(editor: Editor, match: Match) -> Node:
     (node,) = match.replaced
-    args, kwargs = map_arg((node.args, node.kwargs), editor.constant)
+    call = _call(node)
+    args, kwargs = map_arg((call.args, call.kwargs), editor.constant)
     with torch.no_grad():
-        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        value = call.target(*args, **kwargs)  # type: ignore[operator]
+    if call is not node:
+        value = value[node.args[1]]
     assert isinstance(value, Tensor)
     # A view of a parameter must not become a parameter that shares its storage.
     return editor.add_constant(value.detach().clone(memory_format=torch.contiguous_format), "constant", origin=node)

@@ -32,6 +32,10 @@ FOLDS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], dict[str, int]]] = {
     "literal": (lambda x, g: x * torch.tensor([1.0, 2.0, 3.0]).sqrt(), {"mul": 1}),
     "transposed weight": (lambda x, g: x.mT @ g.outer(g).t(), {"mT": 1, "matmul": 1}),
     "mask": (lambda x, g: x.masked_fill(torch.ones(4, 3, dtype=torch.bool).triu(), 0.0), {"masked_fill": 1}),
+    "one of several": (
+        lambda x, g: x * g.view(4, 1).chunk(2)[1].sum() + g.view(4, 1).topk(2, 0)[0].sum(),
+        {"mul": 1, "add": 1},
+    ),
     "shared": (lambda x, g: x * g.reshape(4, 1) + g.reshape(4, 1), {"mul": 1, "add": 1}),
 }
 
