@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +123,37 @@ def test_kernels_are_named_and_timed(artefact: Path) -> None:
         assert [name for name, _ in runs[0]] == [name for name, _ in runs[1]]
         assert any("conv_3x3" in name for name, _ in runs[0])
         assert all(seconds >= 0 for run in runs for _, seconds in run)
+
+
+def test_tvm_is_not_needed_where_it_runs(artefact: Path) -> None:
+    code = f"""
+import sys
+sys.modules["tvm"] = sys.modules["tvm_ffi"] = None  # importing them fails
+import numpy as np
+from mobilec.runtime.load import load
+with load({str(artefact)!r}, threads=2) as session:
+    print(session.run({{"x": np.ones((1, 3, 32, 32), np.float32)}})["output"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(done.stdout), expected(np.ones_like(X)), atol=1e-5)
+
+
+def test_zig_links_where_there_is_no_c_compiler(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilec.export.linking._c_compiler", lambda: None)
+    compile(Lively(), to="tvm", out=tmp_path / "out", input_size=32)
+    with load(artefact, threads=2) as one, load(tmp_path / "out", threads=2) as other:
+        np.testing.assert_array_equal(one.run({"x": X})[Y], other.run({"x": X})[Y])
+
+
+def test_more_threads_than_parts_or_cores(artefact: Path) -> None:
+    for threads in (7, 100):
+        with load(artefact, threads=threads) as session:
+            for _ in range(3):
+                np.testing.assert_allclose(session.run({"x": X})[Y], expected(X), atol=1e-5)
+    with pytest.raises(UsageError, match="at most 256"):
+        load(artefact, threads=300)
 
 
 def test_it_is_validated_and_a_changed_model_fails(artefact: Path, tmp_path: Path) -> None:
