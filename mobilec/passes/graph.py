@@ -46,11 +46,15 @@ class Editor:
 
     Attributes:
         graph: the graph at hand. Rules read it freely and add to it through ``call`` and ``add_constant``.
+        calls_added: by ``call``, in that order, since somebody cleared it.
+        judged: nodes that a rule need not look at again, by its own lights; emptied after each rule.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
         self._program = program
         self.graph = Graph()
+        self.calls_added: list[Node] = []
+        self.judged: set[Node] = set()
         self._specs: dict[Node, InputSpec] = {}
         self._values: dict[Node, Any] = {}  # of constants, and of what is computed from constants alone once read
         self._derived: set[Node] = set()  # nodes computed from constants alone
@@ -229,6 +233,7 @@ class Editor:
         node.meta["val"] = self.outcome(op, *args, **kwargs)
         carry_over(origin, node)
         self._mark_derived(node)
+        self.calls_added.append(node)
         return node
 
     def add_constant(self, value: torch.Tensor, name: str, *, origin: Node) -> Node:
@@ -286,6 +291,7 @@ class Editor:
     def renew(self) -> None:
         """Brings what is remembered of the graph up to date, and lets go of constants that were erased."""
         self._written = None
+        self.judged.clear()
         self._values = {node: value for node, value in self._values.items() if not node._erased}
         for node in self.calls():  # a rewrite may have left constants alone before a call
             if node not in self._derived:

@@ -145,13 +145,13 @@ class _Sweep:
     def _apply(self, match: Match) -> tuple[str, list[Node]]:
         """Builds the replacement and puts it in place: ``("", nodes to look at again)``, or why it was left alone."""
         first = match.replaced[0]
-        last_before = first.prev
+        self.editor.calls_added.clear()
         try:
             with self.editor.graph.inserting_before(first):
                 built = self.rule.rewrite(self.editor, match)
         except Exception as error:
             raise self._broken("rewrite", first, error) from error
-        added = _between(last_before, first)
+        added = list(self.editor.calls_added)
         if not self.rule.rewires_writes and self._touches_written(match, added):
             for node in reversed(added):
                 self.editor.graph.erase_node(node)
@@ -227,13 +227,3 @@ class _Sweep:
             f"{module_path(node) or 'the model itself'}: it {what}",
             hint=f"skip the rule (--skip-rule {self.rule.name}) and report the model",
         )
-
-
-def _between(start: Node, end: Node) -> list[Node]:
-    """Nodes that were inserted after ``start`` and before ``end``."""
-    added = []
-    node = start.next
-    while node is not end:
-        added.append(node)
-        node = node.next
-    return added

@@ -43,6 +43,10 @@ TRADES: dict[str, str] = {
     "fold_constants": "the table that was gathered from is smaller than what was gathered",
     "pool_by_depthwise": "a weight for each entry of a window, for a convolution that works on blocks",
     "pad_depthwise": "up to three channels of zeros, for a kernel that works on blocks",
+    "align_channels": "channels of zeros, for all between two convolutions to work on blocks",
+    "repeat_before_depthwise": "a dense convolution computed twice, for nothing to be joined",
+    "distribute_layer_scale": "a depthwise convolution, for a sum and a product outside the blocks",
+    "mean_to_pool": "a second pool, where one alone would round worse",
 }
 
 NAMES = list(STRANGERS)

@@ -44,7 +44,15 @@ EXPECTED = {
 
 
 # Rules that trade a little more arithmetic, or weights with zeros in them, for fewer and quicker operators.
-ROOM = {"lower_channel_conv1d": 0.10, "block_channel_conv1d": 0.10, "pad_depthwise": 0.001, "pool_by_depthwise": 0.002}
+ROOM = {
+    "lower_channel_conv1d": 0.10,
+    "block_channel_conv1d": 0.10,
+    "pad_depthwise": 0.001,
+    "pool_by_depthwise": 0.002,
+    "align_channels": 0.13,
+    "repeat_before_depthwise": 0.13,
+    "distribute_layer_scale": 0.001,
+}
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -14,8 +14,8 @@ than the views (the 16 gates of a ResNet-50 would nearly double its weights), an
 
 ``straighten_channel_conv1d`` keeps the 1-D convolution and leaves one view before and one behind it, which a CPU runs
 fastest (ONNX Runtime, 576 and 960 channels, against the banded form: 1.1 and 1.5 times as fast).
-``block_channel_conv1d`` is the banded form where it lets ONNX Runtime keep the map in its blocks of 16 channels
-(``spread_channel_gate``) and W is small: multiples of 16 up to 160 channels.
+``block_channel_conv1d`` is the banded form where it lets ONNX Runtime keep the map in its blocks of channels
+(``align_channels``, ``spread_channel_gate``) and W is small: multiples of 4 up to 320 channels.
 
 Paper: ECA-Net, arXiv 1910.03151.
 """
@@ -29,13 +29,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.blocks import ALIGNMENT
 from mobilec.passes.patterns.elementwise import acts_alone, repeat_call
 from mobilec.passes.patterns.linear_layers import CONVOLUTIONS
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
 _aten = torch.ops.aten
 _WIDEST_BAND = 512  # channels
-_WIDEST_BLOCKED, _BLOCK = 160, 16
+_WIDEST_BLOCKED = 320
 _MOVES = frozenset({
     _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.view.default,
     _aten._unsafe_view.default, _aten.reshape.default, _aten.flatten.using_ints, _aten.unflatten.int,
@@ -172,8 +173,8 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
 
 def match_blocked(editor: Editor, node: Node) -> Match | Refused | None:
     read = _read(editor, node)
-    if isinstance(read, tuple) and (read[0].channels % _BLOCK or read[0].channels > _WIDEST_BLOCKED):
-        return Refused(f"{read[0].channels} channels are no multiple of {_BLOCK} up to {_WIDEST_BLOCKED}")
+    if isinstance(read, tuple) and (read[0].channels % ALIGNMENT or read[0].channels > _WIDEST_BLOCKED):
+        return Refused(f"{read[0].channels} channels are no multiple of {ALIGNMENT} up to {_WIDEST_BLOCKED}")
     return Match((read[1],), read[0]) if isinstance(read, tuple) else read
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from mobilec.passes.rule import Rule
 from mobilec.passes.rules import (
     activate_before_concat,
+    align_channels,
     approximate_gelu,
     attend_windows_channels_last,
+    distribute_layer_scale,
     divide_to_multiply,
     finite_masks,
     flatten_concat,
@@ -69,6 +71,7 @@ from mobilec.passes.rules import (
     remove_dead_code,
     remove_in_place,
     remove_no_ops,
+    repeat_before_depthwise,
     select_before_permute,
     simplify_movement,
     sink_permutations,
@@ -76,6 +79,7 @@ from mobilec.passes.rules import (
     slice_splits,
     split_heads,
     spread_channel_gate,
+    stride_nearest_upsample,
     unify_aliases,
     unpack_projections,
 )
@@ -94,8 +98,10 @@ def by_name(rules: tuple[Rule, ...]) -> dict[str, Rule]:
 RULES = by_name(
     (
         activate_before_concat.RULE,
+        align_channels.RULE,
         approximate_gelu.RULE,
         attend_windows_channels_last.RULE,
+        distribute_layer_scale.RULE,
         divide_to_multiply.RULE,
         finite_masks.RULE,
         flatten_concat.RULE,
@@ -178,6 +184,7 @@ RULES = by_name(
         remove_dead_code.RULE,
         remove_in_place.RULE,
         remove_no_ops.RULE,
+        repeat_before_depthwise.RULE,
         select_before_permute.RULE,
         simplify_movement.RULE,
         sink_permutations.RULE,
@@ -185,6 +192,7 @@ RULES = by_name(
         slice_splits.RULE,
         split_heads.RULE,
         spread_channel_gate.RULE,
+        stride_nearest_upsample.RULE,
         unify_aliases.RULE,
         unpack_projections.RULE,
     )

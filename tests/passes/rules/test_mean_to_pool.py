@@ -61,8 +61,16 @@ def test_leaves_channels_that_fill_no_blocks() -> None:
     assert apply(lively(Gate(SQUEEZES["mean"], width=24)), inputs((2, 3, 9, 8)), RULE).rewritten == 0
 
 
-def test_refuses_large_maps() -> None:
-    outcome = apply(lively(Gate(SQUEEZES["mean"])), inputs((1, 3, 40, 40)), RULE)
+def test_large_maps_in_two_steps() -> None:
+    outcome = apply(lively(Gate(SQUEEZES["mean"])), inputs((1, 3, 50, 38)), RULE)
+    assert outcome.rewritten == 1
+    assert outcome.gap < FLOAT64_GAP
+    pools = outcome.program.graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d.default)
+    assert [tuple(node.meta["val"].shape[2:]) for node in pools] == [(8, 6), (1, 1)]
+
+
+def test_refuses_large_maps_that_do_not_divide() -> None:
+    outcome = apply(lively(Gate(SQUEEZES["mean"])), inputs((1, 3, 39, 43)), RULE)
     assert outcome.rewritten == 0
     assert outcome.reasons == ["ONNX Runtime's pool over so large a map rounds worse than its mean"]
 
