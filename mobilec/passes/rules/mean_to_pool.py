@@ -20,6 +20,7 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.blocks import BLOCK
 from mobilec.passes.patterns.linear_layers import CONVOLUTIONS
 from mobilec.passes.patterns.precision import too_coarse
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
@@ -32,7 +33,6 @@ _KEEPS_LAYOUT = frozenset({
     _aten.silu.default, _aten.hardswish.default, _aten.hardsigmoid.default, _aten.gelu.default, _aten.tanh.default,
     _aten.add.Tensor, _aten.mul.Tensor, _aten.cat.default, _aten.max_pool2d.default, _aten.avg_pool2d.default,
 })  # fmt: skip
-BLOCK = 16  # channels, with AVX-512
 # ONNX Runtime adds up a global pool one value after the other, which rounds worse the more there are: over 112 x 112
 # values the logits of eca_mobilenetv2 moved by 1.1e-4 of the largest, over 28 x 28 and less by 2e-5 with or without it.
 # So larger maps are pooled in two steps.

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.blocks import ALIGNMENT
 from mobilec.passes.patterns.linear_layers import Layer, layer_at, rebuild
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
-ALIGNMENT = 4
 FEWEST_CHANNELS = 16
 _aten = torch.ops.aten
 

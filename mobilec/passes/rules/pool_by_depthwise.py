@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.blocks import ALIGNMENT, BLOCK
 from mobilec.passes.rule import RESPELLED_FLOAT32, Match, Refused, Rule
 
-BLOCK = 16
-ALIGNMENT = 4  # what a blocked depthwise convolution needs, see ``pad_depthwise``
 LARGEST_WINDOW = 49  # a convolution keeps a weight for each entry and channel
 _aten = torch.ops.aten
 _TYPES = (torch.float32, torch.float64)

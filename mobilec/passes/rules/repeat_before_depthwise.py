@@ -49,16 +49,18 @@ class Ghost:
 
 def match(editor: Editor, node: Node) -> Match | Refused | None:
     arguments = editor.arguments(node)
-    if len(arguments["tensors"]) != 2 or len(set(arguments["tensors"])) != 2 or arguments["dim"] not in (1, -3):
+    parts: list[Node] = arguments["tensors"]
+    if len(parts) != 2 or parts[0] is parts[1] or arguments["dim"] not in (1, -3):
         return None
-    for map_first, (one, other) in ((True, arguments["tensors"]), (False, arguments["tensors"][::-1])):
+    first, second = parts
+    for one, other in ((first, second), (second, first)):
         depthwise, activation = _convolution(other)
         if depthwise is None or depthwise.args[0] is not one or set(one.users) != {node, depthwise}:
             continue
         dense, inner = _convolution(one)
         if dense is None or _settings(inner) != _settings(activation):
             continue
-        return _judge(editor, node, dense, depthwise, activation, map_first=map_first)
+        return _judge(editor, node, dense, depthwise, activation, map_first=one is first)
     return None
 
 

@@ -25,10 +25,10 @@ import torch
 from torch.fx import Node
 
 from mobilec.passes.graph import Editor
+from mobilec.passes.patterns.blocks import BLOCK
 from mobilec.passes.rule import EXACT, Match, Refused, Rule
 
 _aten = torch.ops.aten
-_BLOCK = 16
 _CONVOLUTIONS = frozenset({_aten.conv2d.default, _aten.conv2d.padding})
 # What a convolution takes in (ConvActivationFusion), or works on blocks by itself.
 _ACTIVATIONS = frozenset({
@@ -56,8 +56,8 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
         return None
     if not any(reader.target in _CONVOLUTIONS or reader.target in _SUMS for reader in node.users):
         return None
-    if channels % _BLOCK:
-        return Refused(f"{channels} channels are no whole blocks of {_BLOCK}")
+    if channels % BLOCK:
+        return Refused(f"{channels} channels are no whole blocks of {BLOCK}")
     if not _is_blocked(editor, gate, 2) or not _is_blocked(editor, x, _FURTHEST):
         return Refused("map or gate is not in the layout of convolutions")
     if not all(_works_on_blocks(reader) for reader in x.users):
@@ -69,14 +69,14 @@ def _is_blocked(editor: Editor, node: Node, further: int) -> bool:
     """Whether ONNX Runtime has the tensor in blocks, as far as these rules tell."""
     if node.target in _CONVOLUTIONS:
         return True
-    if not further or editor.shape(node)[1] % _BLOCK:
+    if not further or editor.shape(node)[1] % BLOCK:
         return False
     sources = node.all_input_nodes
     if node.target in _SUMS:
         alike = len(sources) == 2 and all(editor.shape(source) == editor.shape(node) for source in sources)
         return alike and all(_is_blocked(editor, source, further - 1) for source in sources)
     if node.target == _aten.cat.default:
-        whole = all(editor.shape(source)[1] % _BLOCK == 0 for source in sources)
+        whole = all(editor.shape(source)[1] % BLOCK == 0 for source in sources)
         along = editor.arguments(node)["dim"] in (1, -3)
         return along and whole and all(_is_blocked(editor, source, further - 1) for source in sources)
     if node.target in _ACTIVATIONS or node.target in _POOLS or node.target == _aten.upsample_nearest2d.vec:

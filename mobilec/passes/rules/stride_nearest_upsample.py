@@ -52,8 +52,7 @@ def match(editor: Editor, node: Node) -> Match | Refused | None:
         whole, lines = _lines(editor, part, axis)
         read += lines
         wholes.add(whole)
-    (whole,) = wholes if len(wholes) == 1 else (None,)
-    base = None if whole is None else _enlarged(editor, whole)
+    base = _enlarged(editor, wholes.pop()) if len(wholes) == 1 else None
     if base is None or not read:
         return None
     size = editor.shape(base.source)[2 + axis]
