@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mobilec.errors import ExportError
 from mobilec.export.kernels import arithmetic as ar
 from mobilec.export.kernels import attention, joins, layers
-from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.lowering import INSTEAD, Context, Found, Pending
 from mobilec.export.kernels.values import (
     Gathered,
     Map,
@@ -60,7 +60,7 @@ def lower_node(context: Context, node: Node) -> Any:
     place = module_path(node)
     raise ExportError(
         f"there is no native kernel for {op_name(node)}{f' in {place}' if place else ''}",
-        hint="export to ONNX, or write that part of the model with other operations",
+        hint=INSTEAD,
     )
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 Write = Callable[[Value, Stored], Any]
+INSTEAD = "export to ONNX, or write that part of the model with other operations"
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,11 +181,24 @@ def lower(program: ExportedProgram, cpu: Cpu, tiles: Tiles | None = None) -> Low
         for node in program.graph.nodes:
             if node.op == "call_function":
                 building.node = node.name
-                found = lower_node(context, node)
+                found = _placed(lower_node, context, node)
                 if isinstance(found, Pending) and not found.nodes:
                     found = replace(found, nodes=(node.name,))
                 context.found[node] = found
         return building.close([_output(context, nodes[name]) for name in signature.user_outputs])
+
+
+def _placed(lower_node: Callable[[Context, Node], Any], context: Context, node: Node) -> Any:
+    """As ``lower_node`` answers; a refusal says in which module, and what to do."""
+    from mobilec.export.blame import module_path
+
+    try:
+        return lower_node(context, node)
+    except ExportError as error:
+        place = module_path(node)
+        if error.hint:
+            raise
+        raise ExportError(f"{place}: {error.message}" if place else error.message, hint=INSTEAD) from error
 
 
 def _output(context: Context, node: Node) -> Stored:
