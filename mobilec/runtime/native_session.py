@@ -9,6 +9,7 @@ import ctypes
 import math
 import struct
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class NativeSession(Session):
         self._instance: int | None = self._library.mobilec_open(count)
         if not self._instance:
             raise BackendError(f"{path}: {_failure(self._library)}")
+        self._end = weakref.finalize(self, self._library.mobilec_close, self._instance)  # also when nobody closes it
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._run(list(check_feeds(feeds, self.inputs).values()), None)
@@ -72,7 +74,7 @@ class NativeSession(Session):
         given = (_FLOATS * len(arrays))(*(array.ctypes.data_as(_FLOATS) for array in arrays))
         taken = (_FLOATS * len(results))(*(array.ctypes.data_as(_FLOATS) for array in results))
         with self._turn:
-            if self._instance is None:
+            if not self._end.alive:
                 raise BackendError(f"this {self.backend} session is closed", hint="open a new one")
             if self._library.mobilec_run(self._instance, given, taken, call_ns):
                 raise BackendError(f"{self.backend}: {_failure(self._library)}")
@@ -90,9 +92,7 @@ class NativeSession(Session):
 
     def close(self) -> None:
         with self._turn:
-            instance, self._instance = self._instance, None
-            if instance is not None:
-                self._library.mobilec_close(instance)
+            self._end()
 
 
 def _open(path: Path, options: Mapping[str, Any]) -> ctypes.CDLL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -145,6 +146,29 @@ def test_zig_links_where_there_is_no_c_compiler(
     compile(Lively(), to="tvm", out=tmp_path / "out", input_size=32)
     with load(artefact, threads=2) as one, load(tmp_path / "out", threads=2) as other:
         np.testing.assert_array_equal(one.run({"x": X})[Y], other.run({"x": X})[Y])
+
+
+def test_a_session_that_nobody_closes_ends_with_its_last_reference(artefact: Path) -> None:
+    process = psutil.Process()
+    load(artefact, threads=1)  # libraries that load with the first one
+    before = process.num_threads()
+    session = load(artefact, threads=4)
+    assert process.num_threads() == before + 3
+    del session
+    gc.collect()
+    assert process.num_threads() == before
+
+
+def test_a_forked_process_may_use_and_close_it(artefact: Path) -> None:
+    with load(artefact, threads=3) as session:
+        wanted = session.run({"x": X})[Y]
+        child = os.fork()
+        if not child:
+            same = np.array_equal(session.run({"x": X})[Y], wanted)
+            session.close()
+            os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        np.testing.assert_array_equal(session.run({"x": X})[Y], wanted)
 
 
 def test_more_threads_than_parts_or_cores(artefact: Path) -> None:

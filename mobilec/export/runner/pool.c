@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct {
     void *sync_handle;
@@ -33,6 +34,7 @@ typedef struct {
 
 struct Pool {
     int threads, chunks, started;
+    pid_t process; // that has the threads: one that was forked from it cannot end them
     Task task;
     void *data;
     bool ending;
@@ -183,6 +185,7 @@ Pool *pool_open(int threads, const int *cores, int core_count) {
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = threads;
+    pool->process = getpid();
     int parts = PARTS / (threads * CHUNKS) > 1 ? PARTS / (threads * CHUNKS) : 1; // of a chunk
     pool->chunks = (PARTS + parts - 1) / parts;
     bool good = true;
@@ -200,7 +203,7 @@ Pool *pool_open(int threads, const int *cores, int core_count) {
 }
 
 void pool_close(Pool *pool) {
-    if (!pool)
+    if (!pool || pool->process != getpid())
         return;
     pool->ending = true;
     begin_round(pool);
