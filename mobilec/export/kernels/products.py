@@ -31,6 +31,11 @@ class Run:
     number: Expr
     columns: Sequence[tuple[Expr, int]]
 
+    def alike(self) -> list[list[int]]:
+        """Which vectors to compute together: those of equal lanes. LLVM runs out of registers where they differ."""
+        lanes = [each for _, each in self.columns]
+        return [[at for at, each in enumerate(lanes) if each == wanted] for wanted in dict.fromkeys(lanes)]
+
 
 def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
     """``weight`` [..., N] as tiles read it: [run][...][columns of the run], flat."""
@@ -121,7 +126,10 @@ def _tiled(
     rank = len(batch)
 
     def one(index: list[Expr], row: Expr, height: int, run: Run) -> Stmt:
-        columns, width = run.columns, len(run.columns)
+        return seq([part(index, row, height, run, share) for share in run.alike()])
+
+    def part(index: list[Expr], row: Expr, height: int, run: Run, share: list[int]) -> Stmt:
+        columns, width = [run.columns[at] for at in share], len(share)
         places = [(i, at) for i in range(height) for at in range(width)]
         streams = _streams(rows, depth)
         sums = Registers([columns[at][1] for _ in range(streams) for _, at in places])
@@ -130,7 +138,7 @@ def _tiled(
             done = []
             for stream in range(streams):
                 term = k + stream * (depth // streams)
-                factors = [right(index, run, term, at) for at in range(width)]
+                factors = [right(index, run, term, at) for at in share]
                 rows_of = [evaluate(left, [*index, row + i, term]) for i in range(height)]
                 done += [
                     sums.put(n, sums.get(n) + spread(rows_of[i], columns[at][1]) * factors[at])

@@ -83,13 +83,16 @@ def dense(image: Stored, packed: Stored, tile: Tile, down: Window, across: Windo
     depth = down.taps * across.taps * channels
 
     def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run) -> Stmt:
-        columns, width = run.columns, len(run.columns)
+        return seq([part(b, i, j, size, whole, first, run, share) for share in run.alike()])
+
+    def part(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run, share: list[int]) -> Stmt:
+        columns, width = [run.columns[at] for at in share], len(share)
         sums = Registers([lanes for _ in range(size) for _, lanes in columns])
 
         def tap(y: Expr, x: Expr, rows: Sequence[int]) -> Stmt:
             def terms(c: Expr) -> Stmt:
                 term = (y * across.taps + x) * channels + c
-                factors = [packed_vector(packed, tile, depth, run, term, at) for at in range(width)]
+                factors = [packed_vector(packed, tile, depth, run, term, at) for at in share]
                 done = []
                 for r in rows:
                     pixel = evaluate(image, [b, down.place(i, y), across.place(j + r, x), c])
