@@ -29,7 +29,7 @@ Tell = Callable[[str], None]
 # What decides how a file comes out: parts of the package, by kind.
 _CODE = {
     "onnx": ("mobile/*.py", "passes/**/*.py", "export/*.py"),
-    "native": ("mobile/*.py", "passes/**/*.py", "export/*.py", "export/kernels/*.py"),
+    "native": ("mobile/*.py", "passes/**/*.py", "export/*.py", "export/kernels/*.py", "export/runner/*.[ch]"),
 }
 _PEER_CODE = ("mobile/*.py",)
 
