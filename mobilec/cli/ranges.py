@@ -235,6 +235,9 @@ def _verdict(console: Console, report: RangesReport, subject: str) -> None:
 
     console.print()
     half = report.half
+    if half.undefined:
+        words = f"{half.undefined} numbers of the outputs are NaN or infinite in float32 already, and compared nowhere."
+        console.print(render.styled(words, "bold red"))
     found = (
         f"{half.broken} numbers NaN or infinite" if half.broken else f"{half.psnr_db:.1f} dB, cosine {half.cosine:.6f}"
     )

@@ -93,6 +93,11 @@ class RangesReport:
                 hint="export with --keep-fp32 auto",
                 detail="\n".join(f"{v.op} ({v.node}) in {v.where}: {v.what}" for v in broken),
             )
+        if self.half.undefined:
+            raise CheckFailed(
+                f"{self.subject}: {self.half.undefined} numbers of the outputs are NaN or infinite in float32 already",
+                hint="check weights and preprocessing",
+            )
         if not self.holds:
             raise CheckFailed(
                 f"{self.subject}: the outputs keep {self.half.psnr_db:.1f} dB in half precision, a cosine of "

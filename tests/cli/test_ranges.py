@@ -37,6 +37,12 @@ def cliff():
 
 def gentle():
     return Net(0.5).eval()
+
+
+def undefined():
+    net = Net(0.5).eval()
+    net.stem.bias.data.fill_(float("nan"))
+    return net
 '''
 SIZE = ("--input-size", "32")
 
@@ -81,6 +87,13 @@ def test_json_holds_ranges_and_remedies_and_strict_is_3(run: Callable, net: str,
     assert first["remedy"]["keep"] == "exp"
     assert found["half"]["broken"] > 0
     assert {"exp", "add", "log"} >= set(found["kept"]["nodes"]) > set()
+
+
+def test_a_network_whose_outputs_are_nan_anyway(run: Callable, net: str) -> None:
+    done = run("ranges", f"{net}:undefined", *SIZE, "--strict")
+    assert "40 numbers of the outputs are NaN or infinite in float32 already" in done.stdout
+    assert done.code == 3
+    assert "hint: check weights and preprocessing" in done.stderr
 
 
 def test_a_gentle_network_passes_strictly(run: Callable, net: str) -> None:

@@ -96,11 +96,13 @@ class Agreement:
 
     Attributes:
         psnr_db: by the sample's largest magnitude. cosine: of the angle. broken: NaN or infinite entries that were not.
+        undefined: entries that are NaN or infinite in float32, and so compared with nothing.
     """
 
     psnr_db: float
     cosine: float
     broken: int
+    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -415,7 +417,7 @@ class _Gauge:
 
 class _AgreementCounter:
     def __init__(self) -> None:
-        self._psnr, self._cosine, self._broken = math.inf, 1.0, 0
+        self._psnr, self._cosine, self._broken, self._undefined = math.inf, 1.0, 0, 0
 
     def see(self, exact: Sequence[Any], found: Sequence[Any]) -> None:
         for before, after in zip(exact, found, strict=True):
@@ -427,6 +429,7 @@ class _AgreementCounter:
     def _see_sample(self, before: Tensor, after: Tensor) -> None:
         fine = before.isfinite()
         self._broken += int((fine & ~after.isfinite()).sum())
+        self._undefined += int((~fine).sum())
         fine = fine & after.isfinite()
         before, after = before[fine], after[fine]
         if not before.numel():
@@ -439,7 +442,7 @@ class _AgreementCounter:
             self._cosine = min(self._cosine, 0.0)
 
     def result(self) -> Agreement:
-        return Agreement(self._psnr, self._cosine, self._broken)
+        return Agreement(self._psnr, self._cosine, self._broken, self._undefined)
 
 
 def _samples(value: Tensor) -> Iterator[Tensor]:

@@ -228,3 +228,9 @@ def test_an_integer_output_that_changes_is_a_loss() -> None:
     x = torch.tensor([[1.0, 1.0001, 0.0], [0.0, 1.0, 2.0]])  # the first two are one number in half precision
     found = measured(lambda x: x.argmax(1).reshape(2, 1), x)
     assert found.half.psnr_db == pytest.approx(0.0)
+
+
+def test_what_is_nan_in_float32_is_told_apart() -> None:
+    found = measured(lambda x: x.log(), torch.tensor([[-1.0, 1.0, 2.0]]))
+    assert (found.half.undefined, found.half.broken) == (1, 0)
+    assert measured(lambda x: x.exp(), torch.ones(1, 3)).half.undefined == 0
