@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
+from mobilec.export.kernels.ahead import LINE_FLOATS, Turn, share_out
 from mobilec.export.kernels.values import Memory
 
 ALIGNMENT = 64  # bytes; TVM's kernels check it
@@ -20,6 +21,9 @@ class Region:
     constant: bool
     offset: int
     elements: int
+
+
+_ANYWHERE = Region(True, 0, LINE_FLOATS)  # for a kernel that need not ask for anything: a line that is near
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,19 @@ def place_calls(
     inputs: Sequence[Memory],
     outputs: Sequence[Memory],
     constants: Mapping[Memory, np.ndarray],
+    ahead: Set[Memory] = frozenset(),
 ) -> Calls:
-    """Where what the calls work on lies: (kernel, what it reads and, last, what it writes), in order."""
+    """Where what the calls work on lies: (kernel, what it reads and, last, what it writes), in order.
+
+    ``ahead``: weights that calls ask for before later ones read them; as many as each asks for at most.
+    """
     last = len(calls)
     spans: dict[Memory, tuple[int, int]] = dict.fromkeys(inputs, (0, last))  # a second run reads them again
     used: dict[Memory, None] = dict.fromkeys(inputs)
     for at, (_, memories) in enumerate(calls):
         for memory in memories:
             used[memory] = None
-            if memory not in constants:
+            if memory not in constants and memory not in ahead:
                 spans[memory] = (spans.get(memory, (at, at))[0], max(at, spans.get(memory, (at, at))[1]))
     for memory in outputs:
         used[memory] = None
@@ -76,10 +84,15 @@ def place_calls(
     regions: list[Region] = []
     for memory, number in numbers.items():
         constant = memory in constants
+        if memory in ahead:
+            regions.append(_ANYWHERE)
+            continue
         regions.append(Region(constant, len(weights) if constant else places[number], memory.size))
         if constant:
             weights += constants[memory].tobytes()
             weights += bytes(-len(weights) % ALIGNMENT)
+    for memory, region in _aimed(calls, dict(zip(numbers, regions, strict=True)), ahead, len(weights)).items():
+        regions[numbers[memory]] = region
     return Calls(
         tuple(Call(kernel, tuple(numbers[memory] for memory in memories)) for kernel, memories in calls),
         tuple(regions),
@@ -88,6 +101,23 @@ def place_calls(
         bytes(weights),
         arena_bytes,
     )
+
+
+def _aimed(
+    calls: Sequence[tuple[str, Sequence[Memory]]], regions: Mapping[Memory, Region], ahead: Set[Memory], total: int
+) -> dict[Memory, Region]:
+    """Which weights each of ``ahead`` is."""
+    turns, end = [], 0
+    for _, memories in calls:
+        read = [regions[memory] for memory in memories if regions[memory].constant and memory not in ahead]
+        ends = [region.offset + region.elements * _FLOAT_BYTES for region in read]
+        end = max([end, *(-(-each // ALIGNMENT) * ALIGNMENT for each in ends)])
+        turns.append(Turn(sum(memory.size * _FLOAT_BYTES for memory in memories if memory in ahead), end))
+    found = {}
+    for (_, memories), (first, size) in zip(calls, share_out(turns, total), strict=True):
+        region = Region(True, first, size // _FLOAT_BYTES) if size else _ANYWHERE
+        found.update(dict.fromkeys((memory for memory in memories if memory in ahead), region))
+    return found
 
 
 def place(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels import attention, products, rows, windows
+from mobilec.export.kernels.ahead import lines_of
 from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.tiles import Tile
 from mobilec.export.kernels.values import Hole, Map, Stored, Value, cut, expand, order_of, permute, reshape
 
 if TYPE_CHECKING:
@@ -156,12 +158,18 @@ def _rows_product(context: Context, name: str, image: Value, weight: np.ndarray,
     count, outs = pixels.shape[0], weight.shape[1]
     tile = context.tiles.choose(name, count, outs, channels)
     packed = context.program.constant(products.pack(weight, tile))
+    ahead = _ahead(context, count, channels, tile)
 
     def write(tree: Value, target: Stored) -> Any:
         flat_tree, flat_target = (reshape(_last(value), (count, outs)) for value in (tree, target))
-        return products.product(pixels, packed, tile, flat_tree, flat_target)  # type: ignore[arg-type]
+        return products.product(pixels, packed, tile, flat_tree, flat_target, *ahead)  # type: ignore[arg-type]
 
-    return Pending(name, (pixels, packed), tree.shape, CHANNELS_LAST, tree, write)
+    return Pending(name, (pixels, packed, *ahead), tree.shape, CHANNELS_LAST, tree, write)
+
+
+def _ahead(context: Context, rows: int, depth: int, tile: Tile) -> list[Stored]:
+    lines = lines_of(rows, depth, tile)
+    return [context.program.ahead(lines)] if lines else []
 
 
 # --- products -------------------------------------------------------------------------------------------------------
@@ -181,14 +189,14 @@ def _linear(context: Context, node: Node, x: Node, weight: np.ndarray, bias: Any
     name = f"linear_{weight.shape[0]}_to_{weight.shape[1]}_of_{count}"
     tile = context.tiles.choose(name, count, shape[-1], weight.shape[0])
     packed = context.program.constant(products.pack(weight, tile))
-    rows_of = left
+    rows_of, ahead = left, _ahead(context, count, weight.shape[0], tile)
 
     def write(tree: Value, target: Stored) -> Any:
         flat = [reshape(value, (count, shape[-1])) for value in (tree, target)]
-        return products.product(rows_of, packed, tile, flat[0], flat[1])  # type: ignore[arg-type]
+        return products.product(rows_of, packed, tile, flat[0], flat[1], *ahead)  # type: ignore[arg-type]
 
     tree = with_bias(context, shape, bias, len(shape) - 1)
-    return Pending(name, (left, packed), shape, tuple(range(len(shape))), tree, write)
+    return Pending(name, (left, packed, *ahead), shape, tuple(range(len(shape))), tree, write)
 
 
 def matmul(context: Context, node: Node, a: Node, b: Node) -> Found:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilec.export.kernels.ahead import ask, terms_of_a_line
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.loops import Registers, finish, loop, nest, seq, spread
 from mobilec.export.kernels.tiles import Tile, choose_tile
@@ -74,13 +75,16 @@ def last_apart(index: Expr, count: int, usual: Callable[[], Stmt], last: Callabl
     return tirx.IfThenElse(index < count - 1, usual(), last())
 
 
-def product(left: Stored, packed: Stored, tile: Tile, tree: Value, target: Stored) -> Stmt:
-    """``left`` [M, K] times packed weights, put through ``tree`` [M, N], into ``target`` [M, N]."""
+def product(left: Stored, packed: Stored, tile: Tile, tree: Value, target: Stored, ahead: Stored | None = None) -> Stmt:
+    """``left`` [M, K] times packed weights, put through ``tree`` [M, N], into ``target`` [M, N].
+
+    ``ahead``: weights of later kernels to ask for meanwhile (`mobilec.export.kernels.ahead`).
+    """
 
     def right(batch: list[Expr], run: Run, term: Expr, which: int) -> Expr:
         return packed_vector(packed, tile, left.shape[1], run, term, which)
 
-    return _tiled(left, right, tile, tree, target)
+    return _tiled(left, right, tile, tree, target, ahead=ahead)
 
 
 def batched_product(left: Stored, right: Stored, tree: Value, target: Stored, cpu: Cpu) -> Stmt:
@@ -119,16 +123,22 @@ def _tiled(
     target: Value,
     *,
     shared: bool = True,
+    ahead: Stored | None = None,
 ) -> Stmt:
-    """All tiles. ``right``: (batch index, run, term, which of the run's vectors) -> the factors of that vector."""
+    """All tiles. ``right``: (batch index, run, term, which of the run's vectors) -> the factors of that vector.
+
+    ``ahead``: for a single product without a batch.
+    """
     *batch, rows, depth = left.shape
     down, across, rest = -(-rows // tile.rows), len(tile.groups), rows % tile.rows
     rank = len(batch)
 
-    def one(index: list[Expr], row: Expr, height: int, run: Run) -> Stmt:
-        return seq([part(index, row, height, run, share) for share in run.alike()])
+    def one(index: list[Expr], row: Expr, height: int, run: Run, number: Expr) -> Stmt:
+        first, *others = run.alike()
+        rest = [part(index, row, height, run, share, None) for share in others]
+        return seq([part(index, row, height, run, first, number), *rest])
 
-    def part(index: list[Expr], row: Expr, height: int, run: Run, share: list[int]) -> Stmt:
+    def part(index: list[Expr], row: Expr, height: int, run: Run, share: list[int], number: Expr | None) -> Stmt:
         columns, width = [run.columns[at] for at in share], len(share)
         places = [(i, at) for i in range(height) for at in range(width)]
         streams = _streams(rows, depth)
@@ -154,12 +164,26 @@ def _tiled(
             tree, target, lambda i, column: [*index, row + i, column], height, columns,
             lambda i, at: total(i * width + at),
         )  # fmt: skip
-        return sums.scope(seq([*sums.fill(0.0), loop(depth // streams, terms), *done]))
+        return sums.scope(seq([*sums.fill(0.0), *over_terms(depth // streams, terms, number), *done]))
+
+    def over_terms(count: int, terms: Callable[[Expr], Stmt], number: Expr | None) -> list[Stmt]:
+        """``number``: of the tile; None for one that asks for no weights."""
+        if ahead is None or number is None:
+            return [loop(count, terms)]
+        each = terms_of_a_line(tile)
+        lines, rest = divmod(count, each)
+
+        def some(line: Expr) -> Stmt:
+            return seq([ask(ahead, number * lines + line), loop(each, lambda k: terms(line * each + k))])
+
+        parts = [loop(lines, some)] if lines else []
+        return [*parts, *([loop(rest, terms, start=lines * each)] if rest else [])]
 
     def block(index: list[Expr], strip: Expr, number: Expr) -> Stmt:
         def strips(run: Run) -> Stmt:
-            usual = lambda: one(index, strip * tile.rows, tile.rows, run)  # noqa: E731
-            last = lambda: one(index, (down - 1) * tile.rows, rest, run)  # noqa: E731
+            at = strip * across + number if rows >= FEW_ROWS else number * down + strip
+            usual = lambda: one(index, strip * tile.rows, tile.rows, run, at)  # noqa: E731
+            last = lambda: one(index, (down - 1) * tile.rows, rest, run, at)  # noqa: E731
             return last_apart(strip, down, usual, last) if rest else usual()
 
         return by_run(tile, number, strips)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mobilec.errors import ExportError
+from mobilec.export.kernels.ahead import LINE_FLOATS
 from mobilec.export.kernels.calls import Calls, place_calls
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.values import Memory, Stored, contiguous
@@ -63,6 +64,7 @@ class Program:
         self._arrays: dict[Memory, np.ndarray] = {}
         self._calls: list[tuple[str, list[Memory]]] = []
         self._uses: list[Use] = []
+        self._ahead: set[Memory] = set()
 
     def constant(self, array: np.ndarray) -> Stored:
         """A tensor kept with the kernels; equal ones are kept once. Raises ExportError for other than float32."""
@@ -74,6 +76,15 @@ class Program:
             self._constants[key] = _memory(array.size, "float32")
             self._arrays[self._constants[key]] = array
         return contiguous(self._constants[key], array.shape)
+
+    def ahead(self, lines: int) -> Stored:
+        """Weights of later kernels, which one may ask for: at most so many lines; which ones is open until the end."""
+        from tvm import tirx
+
+        size = lines * LINE_FLOATS
+        memory = Memory(tirx.decl_buffer((tirx.Var("elements", "int32"),), "float32", name="ahead"), size, "float32")
+        self._ahead.add(memory)
+        return contiguous(memory, (size,))
 
     def call(
         self, name: str, inputs: Sequence[Stored], shape: Sequence[int], order: Sequence[int], dtype: str,
@@ -93,7 +104,8 @@ class Program:
         result = contiguous(target, shape, order)
         kernel = tirx.PrimFunc([memory.buffer for memory in (*read, target)], write(result))
         own = self._kernel(name, kernel.with_attr("tirx.noalias", True))
-        moved = size + sum(min(memory.size, _elements(memory, inputs)) for memory in read)
+        own_inputs = [memory for memory in read if memory not in self._ahead]
+        moved = size + sum(min(memory.size, _elements(memory, inputs)) for memory in own_inputs)
         self._calls.append((own, [*read, target]))
         self._uses.append(Use(own, tuple(nodes), self.node, moved * np.dtype(dtype).itemsize))
         return result
@@ -101,7 +113,8 @@ class Program:
     def close(self, outputs: Sequence[Stored]) -> Lowered:
         """The finished network; ``outputs`` are whole, contiguous tensors."""
         inputs = [tensor.memory for tensor in self.inputs]
-        calls = place_calls(self._calls, inputs, [tensor.memory for tensor in outputs], self._arrays)
+        results = [tensor.memory for tensor in outputs]
+        calls = place_calls(self._calls, inputs, results, self._arrays, self._ahead)
         return Lowered(self._kernels, calls, tuple(self._uses))
 
     def _kernel(self, name: str, kernel: Any) -> str:
