@@ -181,3 +181,17 @@ def quiet() -> Iterator[Captured]:
             if _depth == 0 and _installed is not None:
                 _restore(_installed)
                 _installed = None
+
+
+def aloud(tell: Callable[..., None]) -> Callable[..., None]:
+    """``tell``, heard from within ``quiet()`` too: for our own progress."""
+
+    def told(*words: Any) -> None:
+        stack = getattr(_thread, "stack", [])
+        _thread.stack = []
+        try:
+            tell(*words)
+        finally:
+            _thread.stack = stack
+
+    return told

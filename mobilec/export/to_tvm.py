@@ -15,7 +15,7 @@ from mobilec.export.blame import conversion_error
 from mobilec.export.linking import check_linker
 from mobilec.export.native import EXECUTABLE, Model, write_executable, write_header, write_library
 from mobilec.export.outputs import tensors_only
-from mobilec.export.quiet import quiet
+from mobilec.export.quiet import aloud, quiet
 from mobilec.export.request import WriteRequest, Written
 
 INSTALL = "pip install 'mobilec[tvm]'"
@@ -39,20 +39,21 @@ def write(request: WriteRequest) -> Written:
     cpu = find_cpu(request.cpu or HOST)
     program = tensors_only(request.program)
     tiles = Tiles(cpu, read_choices(request.tuning, cpu) if request.tuning else None)
-    request.progress("choosing kernels")
+    progress = aloud(request.progress)
+    progress("choosing kernels")
     with quiet() as log:
         try:
             lowered = lower(program, cpu, tiles)
-            request.progress(f"compiling {len(lowered.kernels)} kernels")
+            progress(f"compiling {len(lowered.kernels)} kernels")
             compiled = build(lowered.kernels, cpu)
             model = Model(compiled, lowered.calls, request.inputs, request.outputs, cpu, request.facts)
             write_account(request.folder, account(lowered.uses, program))
             write_header(request.folder)
-            request.progress("linking")
+            progress("linking")
             with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
                 write_library(model, request.folder / request.model_file, Path(folder))
             if request.executable:
-                request.progress("linking the executable (the first time on a machine, zig prepares for a minute)")
+                progress("linking the executable (the first time on a machine, zig prepares for a minute)")
                 with tempfile.TemporaryDirectory(dir=request.scratch) as folder:
                     write_executable(model, request.folder / EXECUTABLE, Path(folder))
         except (ExportError, OSError, MemoryError):

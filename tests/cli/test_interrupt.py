@@ -85,6 +85,17 @@ def test_an_interrupted_export_leaves_nothing(net: Path, stage: str, sent: int, 
     assert _group_is_gone(process.pid)
 
 
+def test_an_interrupted_compilation_leaves_nothing(net: Path) -> None:
+    words = ("export", "net.py:make", "--to", "tvm", "--input-size", "32", "--no-proof", "-o", "out")
+    process = _start(net.parent, *words)
+    seen = _wait_for(process, "compiling ")
+    os.killpg(process.pid, signal.SIGINT)
+    _finish(process, seen)
+    assert process.returncode == 130
+    assert [path.name for path in net.parent.iterdir() if path.name != "__pycache__"] == ["net.py"]
+    assert _group_is_gone(process.pid)
+
+
 def test_an_interrupted_core_ml_export_keeps_what_was_there(net: Path) -> None:
     words = ("export", "net.py:make", "--to", "coreml", "--input-size", "32", "-o", "out", "--force")
     old = net.parent / "out"

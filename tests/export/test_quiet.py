@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from mobilec.export.quiet import quiet
+from mobilec.export.quiet import aloud, quiet
 
 
 class Noisy:
@@ -28,6 +28,23 @@ def _everything(word: str) -> None:
     logging.getLogger("torch.onnx._internal.exporter").warning("%s-log", word)
     logging.getLogger("coremltools").error("%s-converter", word)
     warnings.warn(f"{word}-warning", UserWarning, stacklevel=1)
+
+
+def test_what_is_said_aloud_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    def say(word: str) -> None:
+        print(word, file=sys.stderr)
+
+    def fail(word: str) -> None:
+        say(word)
+        raise KeyboardInterrupt
+
+    with quiet() as log:
+        aloud(say)("progress")
+        with pytest.raises(KeyboardInterrupt):
+            aloud(fail)("interrupted")
+        say("noise")
+    assert capfd.readouterr().err == "progress\ninterrupted\n"
+    assert log.text == "noise\n"
 
 
 def test_every_channel_is_captured_and_nothing_leaks(capfd: pytest.CaptureFixture[str]) -> None:
