@@ -261,6 +261,17 @@ def test_a_library_is_called_from_c_and_needs_only_a_c_library(tmp_path: Path) -
     assert [name for name in needed if not name.startswith(("libc.", "libpthread.", "ld-linux"))] == []
 
 
+def test_threads_share_out_loops_completely(tmp_path: Path) -> None:
+    from mobilec.export.native import _RUNNER, _headers
+
+    sources = [Path(__file__).parents[1] / "support/share_loops.c", _RUNNER / "pool.c"]
+    folders = [f"-I{folder}" for folder in (_RUNNER, *_headers())]
+    command = ["gcc", "-std=gnu11", "-O2", *folders, *sources, "-o", "share", "-pthread"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    done = subprocess.run([tmp_path / "share"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_artefact_without_one(tmp_path: Path) -> None:
     compile(Lively(), to="tvm", out=tmp_path / "a", input_size=32)
     with pytest.raises(BackendUnavailable, match="holds no executable") as caught:

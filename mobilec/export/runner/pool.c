@@ -37,7 +37,7 @@ struct Pool {
     pid_t process; // that has the threads: one that was forked from it cannot end them
     Task task;
     void *data;
-    bool ending;
+    atomic_bool ending;
     pthread_t workers[MOST_THREADS];
     pthread_mutex_t lock;
     pthread_cond_t wake;
