@@ -306,15 +306,19 @@ def _sustained(console: Console, report: ProfileReport) -> None:
             curve = item.sustained
             slowest = max(curve.windows, key=lambda window: window.median_ms)
             ratio = "" if curve.ratio is None else f"{curve.ratio:.3f}"
-            worst = f"{render.ms(slowest.median_ms)} after {slowest.start_s / 60:.1f} min"
+            worst = f"{render.ms(slowest.median_ms)} after {_span(slowest.start_s)}"
             first = render.ms(curve.windows[0].median_ms)
             last = curve.windows[-1]
-            lasted = f"{(last.start_s + last.runs * last.median_ms / 1000) / 60:.1f} min"
+            lasted = _span(last.start_s + last.runs * last.median_ms / 1000)
             rows.append((item.label, lasted, first, worst, ratio, ratio_range(curve.interval), curve.verdict))
     if rows:
         render.heading(console, "Without a pause")
         headers = ("artefact", "lasted", "at first", "at the slowest", "end to beginning", "95 % interval", "verdict")
         console.print(render.table(headers, rows, right=range(1, 6)))
+
+
+def _span(secs: float) -> str:
+    return f"{secs:.0f} s" if secs < 60 else f"{secs / 60:.1f} min"
 
 
 def _operations(console: Console, item: ArtifactProfile) -> None:
