@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch import nn
 
 from mobilec.export.kernels.calls import ALIGNMENT, place
@@ -12,6 +12,7 @@ from mobilec.export.kernels.cpu import find_cpu
 from mobilec.export.kernels.lowering import lower
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 500)), max_size=25))
 def test_what_is_in_use_at_the_same_time_does_not_overlap(tensors: list[tuple[int, int, int]]) -> None:
     spans = {at: (min(a, b), max(a, b)) for at, (a, b, _) in enumerate(tensors)}

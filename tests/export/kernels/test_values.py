@@ -6,7 +6,7 @@ import math
 
 import hypothesis.strategies as st
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.loops import pieces
@@ -18,6 +18,7 @@ def stored(shape: tuple[int, ...]) -> Stored:
     return contiguous(Memory(None, math.prod(shape), "float32"), shape)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(4)), st.lists(st.integers(1, 4), min_size=4, max_size=4))
 def test_permuted_and_reshaped_as_pytorch_does(axes: list[int], sizes: list[int]) -> None:
     ours = permute(stored(tuple(sizes)), axes)
@@ -48,12 +49,14 @@ def test_slices_and_repeats() -> None:
     assert reshape(x, (2, 35)).shape == (2, 35)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.sampled_from([4, 8, 16]))
 def test_vectors_cover_everything(size: int, lanes: int) -> None:
     covered = [at for start, width in pieces(size, lanes) for at in range(start, start + width)]
     assert sorted(set(covered)) == list(range(size))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 200), st.integers(1, 300))
 def test_tiles_fit_the_registers(rows: int, columns: int, depth: int) -> None:
     cpu = Cpu("any", "any", "x86_64", (), lanes=8, accumulators=12)
