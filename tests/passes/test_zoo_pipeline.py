@@ -26,9 +26,13 @@ class Expected:
 
 
 EXPECTED = {
-    "mobilevig_ti": Expected({"fold_batch_norm": 46, "merge_classifiers": 1, "fold_layer_scale": 11}),
+    "mobilevig_ti": Expected(
+        {"fold_batch_norm": 46, "merge_classifiers": 1, "fold_layer_scale": 11, "align_channels": 2}
+    ),
     "shvit_s1": Expected({"fold_batch_norm": 73, "fold_batch_norm_forward": 1, "merge_identity_depthwise": 15}),
-    "ghostnetv2_100": Expected({"fold_batch_norm": 122}),
+    "ghostnetv2_100": Expected(
+        {"fold_batch_norm": 122, "stride_nearest_upsample": 8, "repeat_before_depthwise": 5, "align_channels": 7}
+    ),
     "care_s0": Expected(
         {
             "merge_duplicates": 1,
@@ -36,9 +40,10 @@ EXPECTED = {
             "fold_batch_norm_forward": 39,
             "merge_classifiers": 1,
             "fold_layer_scale": 1,
+            "distribute_layer_scale": 17,
         }
     ),
-    "eca_mobilenetv2": Expected({"fold_batch_norm": 52}),
+    "eca_mobilenetv2": Expected({"fold_batch_norm": 52, "align_channels": 1}),
     "emov2_1m": Expected({"fold_batch_norm": 18, "fold_batch_norm_forward": 3, "fold_layer_scale": 15}),
 }
 
