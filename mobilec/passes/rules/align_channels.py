@@ -13,7 +13,7 @@ with it. A convolution that reads a number of channels that is no multiple of 4 
 with ONNX Runtime 1.31, one thread of an AVX-512 CPU: two times 12 channels of 56x56, 24 of 112x112 or 36 of 56x56,
 layout changes and joining 0.5 ns an entry; a 3x3 convolution from 21 to 42 channels 26 G multiply-accumulates a
 second, from 24 to 48 44. The rule weighs that against the products that the wider layers have more. mobilevig_ti as a
-whole is 1.06 times as fast, ghostnetv2_100 (with ``repeat_before_depthwise``) 1.13 times.
+whole is 1.05 times as fast, ghostnetv2_100 (with ``repeat_before_depthwise``) 1.13 times.
 """
 
 from __future__ import annotations
