@@ -31,7 +31,7 @@ def profile_ops(
     """Time every node, or every native kernel, of an artefact's model over ``runs`` inferences.
 
     Args:
-        path: the artefact. engine: what its session called itself; ``onnxruntime`` and ``tvm`` are known here.
+        path: the artefact. engine: what its session called itself; ``onnxruntime`` and ``native`` are known here.
         folder: where the profiler may write its trace; the caller removes it.
         roofline: also what bounds native kernels.
 
@@ -39,7 +39,7 @@ def profile_ops(
         BackendUnavailable: the engine has no profiler known here.
         BackendError: the trace cannot be understood.
     """
-    if engine == "tvm":
+    if engine == "native":
         from mobilec.latency.kernel_times import profile_kernels
 
         return profile_kernels(path, feeds, threads=threads, runs=runs, roofline=roofline)

@@ -22,7 +22,7 @@ from mobilec.runtime.feeds import check_feeds
 from mobilec.runtime.session import Session
 from mobilec.runtime.threads import resolve_threads
 
-BACKEND = "tvm"
+BACKEND = "native"  # as executables call themselves, too
 MOST_THREADS = 256
 _VERSION = 1  # of the interface
 _DAMAGED = "the file is damaged or was made by another version of mobilec: export the model again"

@@ -51,7 +51,7 @@ def test_numbers_specs_and_feeds(artefact: Path, capfd: pytest.CaptureFixture[st
     before = X.copy()
     with load(artefact) as session:
         (x,), (y,) = session.inputs, session.outputs
-        assert (session.backend, session.threads) == ("tvm", available_threads())
+        assert (session.backend, session.threads) == ("native", available_threads())
         assert (x.shape, y.shape) == ((1, 3, 32, 32), (1, 10))
         first = session.run({"x": X})[Y]
         np.testing.assert_allclose(first, expected(X), atol=1e-5)
