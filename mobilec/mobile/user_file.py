@@ -45,7 +45,7 @@ def call_from_file(path: str, name: str, *, num_classes: int | None, seed: int) 
         except (Exception, SystemExit) as error:
             raise user_error(file, name, error) from error
     if not isinstance(result, nn.Module):
-        raise ModelError(f"{file}:{name} returned a {type(result).__name__}, expected a torch.nn.Module")
+        raise ModelError(f"{file}:{name} returned {type(result).__name__}, expected a torch.nn.Module")
     return result
 
 

@@ -181,7 +181,7 @@ def test_failures_in_the_file_name_its_line(tmp_path: Path) -> None:
     assert "Traceback" in error.detail
     assert "second line" in error.detail
     assert "leaving() raised SystemExit: 3" in str(refused(f"{path}:leaving", ModelError))
-    assert "nothing returned a NoneType, expected a torch.nn.Module" in str(refused(f"{path}:nothing", ModelError))
+    assert "nothing returned NoneType, expected a torch.nn.Module" in str(refused(f"{path}:nothing", ModelError))
 
 
 @pytest.mark.parametrize(
