@@ -42,17 +42,27 @@ def aggregate(runs: Sequence[Run], uses: Sequence[KernelUse], path: Path) -> OpT
 
     ``runs``: (kernel, seconds) of all calls.
     """
-    names = [use.kernel for use in uses]
-    if any([name for name, _ in run] != names for run in runs):
-        raise ArtifactError(f"{path} lists other kernels than its library calls", hint="export the model again")
+    for run in runs:
+        check_account([name for name, _ in run], uses, str(path), "library")
     medians = [1e6 * statistics.median(run[at][1] for run in runs) for at in range(len(uses))]
-    total = sum(medians)
-    rows = tuple(
-        OpTime(use.kernel, use.op, use.where, median, median / total if total else 0.0, use.macs, use.bytes_moved)
-        for use, median in zip(uses, medians, strict=True)
-    )
     whole = statistics.median(sum(secs for _, secs in run) for run in runs)
-    return OpTable(rows, len(runs), total, 1e6 * whole)
+    return kernel_table(uses, medians, len(runs), 1e6 * whole)
+
+
+def check_account(kernels: Sequence[str], uses: Sequence[KernelUse], label: str, program: str) -> None:
+    """Raises ArtifactError where a program (a library, an executable) calls other kernels than the artefact lists."""
+    if list(kernels) != [use.kernel for use in uses]:
+        raise ArtifactError(f"{label} lists other kernels than its {program} calls", hint="export the model again")
+
+
+def kernel_table(uses: Sequence[KernelUse], times_us: Sequence[float], runs: int, whole_us: float) -> OpTable:
+    """A row for each call, with what it is for."""
+    total = sum(times_us)
+    rows = tuple(
+        OpTime(use.kernel, use.op, use.where, us, us / total if total else 0.0, use.macs, use.bytes_moved)
+        for use, us in zip(uses, times_us, strict=True)
+    )
+    return OpTable(rows, runs, total, whole_us)
 
 
 def bounded(table: OpTable, ceiling: Ceiling) -> OpTable:

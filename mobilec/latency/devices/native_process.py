@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mobilec.errors import ArtifactError, BackendError
+from mobilec.errors import BackendError
 from mobilec.export.kernels.account import KernelUse
 from mobilec.latency.channel import Worker
 from mobilec.latency.inputs import make_inputs
+from mobilec.latency.kernel_times import check_account, kernel_table
 from mobilec.latency.packing import unpack
-from mobilec.latency.samples import OpTable, OpTime
+from mobilec.latency.samples import OpTable
 from mobilec.passes.evidence import TensorSpec
 
 
@@ -82,12 +83,6 @@ def _specs(described: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 
 def _op_table(found: dict[str, Any], uses: Sequence[KernelUse], label: str) -> OpTable:
     """The device tells how long each call took, the artefact what it is for."""
-    if [row["name"] for row in found["ops"]] != [use.kernel for use in uses]:
-        raise ArtifactError(f"{label} lists other kernels than its executable calls", hint="export the model again")
+    check_account([row["name"] for row in found["ops"]], uses, label, "executable")
     times_us = [row["time_ns"] / 1000 for row in found["ops"]]
-    total_us = sum(times_us)
-    rows = tuple(
-        OpTime(use.kernel, use.op, use.where, us, us / total_us if total_us else 0.0, use.macs, use.bytes_moved)
-        for use, us in zip(uses, times_us, strict=True)
-    )
-    return OpTable(rows, found["runs"], total_us, found["whole_ns"] / 1000)
+    return kernel_table(uses, times_us, found["runs"], found["whole_ns"] / 1000)
