@@ -46,8 +46,11 @@ def nest(extents: Sequence[int], body: Callable[[list[Expr]], Stmt], *, work: in
         total *= extent
     if total > 1 and total * work >= WORTH_A_LAUNCH:
 
+        def before(number: Expr) -> Expr:  # number * total // PARTS, which 32 bits need not hold
+            return number * (total // PARTS) + number * (total % PARTS) // PARTS
+
         def part(number: Expr) -> Stmt:
-            first, end = number * total // PARTS, (number + 1) * total // PARTS
+            first, end = before(number), before(number + 1)
             return loop(end - first, lambda flat: body(unflatten(flat, extents)), start=first)
 
         return loop(PARTS, part, parallel=True)
