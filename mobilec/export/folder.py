@@ -17,6 +17,7 @@ from mobilec.export.manifest import MANIFEST_NAME
 
 ASIDE_PREFIX = ".mobilec-"
 SWAP_ATTEMPTS = 20
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 NEARLY_FULL_BYTES = 64 * 1024
 NO_SPACE = {
     errno.ENOSPC: "no space left on",
@@ -92,7 +93,7 @@ def new_artifact_folder(out: str | Path, force: bool = False) -> Iterator[NewFol
             raise
     finally:
         if aside is not None:
-            _put_back(aside / "old", target)
+            _put_back(aside, target)
             shutil.rmtree(aside, ignore_errors=True)
         for parent in reversed(made):
             with suppress(OSError):  # not empty: the artefact, or somebody else's files, stand in it
@@ -238,14 +239,22 @@ def _swap_in(new: Path, target: Path, old: Path, force: bool) -> None:
         try:
             os.rename(new, target)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in TAKEN:
                 raise
             continue  # somebody else's came first: look at it again
         return
     raise ArtifactError(f"{target} keeps changing: another export writes to the same folder", hint="run one at a time")
 
 
-def _put_back(old: Path, target: Path) -> None:
-    """Undo half a swap. Looks at the disk rather than at a flag: Ctrl-C may fall between any two steps."""
-    if old.is_dir() and not os.path.lexists(target):
-        os.rename(old, target)
+def _put_back(aside: Path, target: Path) -> None:
+    """Undo half a swap: what was set aside returns unless the new folder, or another export's, has taken its place.
+
+    Looks at the disk rather than at a flag: Ctrl-C may fall between any two steps.
+    """
+    old, new = aside / "old", aside / "new"
+    if old.is_dir() and new.is_dir() and not os.path.lexists(target):
+        try:
+            os.rename(old, target)
+        except OSError as error:
+            if error.errno not in TAKEN:  # somebody else's came between the look and the rename
+                raise

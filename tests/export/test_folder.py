@@ -118,6 +118,42 @@ def test_a_failed_swap_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_what_a_finished_swap_replaced_never_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    make(out, "old")
+    rename = os.rename
+
+    def beside_another(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target == out:
+            rename(out, theirs)  # another export sets ours aside; its own folder is about to come
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", beside_another)
+        make(out, "new", force=True)
+    assert (tree(theirs), os.listdir(tmp_path)) == (whole("new"), ["theirs"])
+
+
+def test_an_undone_swap_yields_to_another_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    make(out, "old")
+    rename = os.rename
+
+    def beside_another(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise KeyboardInterrupt
+        if source.name == "old":
+            with monkeypatch.context() as plain:
+                plain.setattr(os, "rename", rename)
+                make(out, "theirs")  # it comes between our look and our rename
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", beside_another)
+        make(out, "new", force=True)
+    assert (tree(out), os.listdir(tmp_path)) == (whole("theirs"), ["out"])
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     make(tmp_path / "out", "x")
