@@ -26,7 +26,6 @@ BACKEND = "native"  # as executables call themselves, too
 MOST_THREADS = 256
 _VERSION = 1  # of the interface
 _DAMAGED = "the file is damaged or was made by another version of mobilec: export the model again"
-_FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
 class NativeSession(Session):
@@ -57,6 +56,8 @@ class NativeSession(Session):
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.threads: int | None = count
         self._turn = threading.Lock()
+        self._shapes = [_fixed(spec) for spec in self.outputs]
+        self._given, self._taken = (ctypes.c_void_p * len(self.inputs))(), (ctypes.c_void_p * len(self.outputs))()
         self._library = _open(path, options)
         _check_interface(path, self._library, self.inputs, self.outputs)
         calls = range(self._library.mobilec_call_count())
@@ -70,13 +71,13 @@ class NativeSession(Session):
         return self._run(list(check_feeds(feeds, self.inputs).values()), None)
 
     def _run(self, arrays: list[np.ndarray], call_ns: Any) -> dict[str, np.ndarray]:
-        results = [np.empty(_fixed(spec), np.float32) for spec in self.outputs]
-        given = (_FLOATS * len(arrays))(*(array.ctypes.data_as(_FLOATS) for array in arrays))
-        taken = (_FLOATS * len(results))(*(array.ctypes.data_as(_FLOATS) for array in results))
+        results = [np.empty(shape, np.float32) for shape in self._shapes]
         with self._turn:
             if not self._end.alive:
                 raise BackendError(f"this {self.backend} session is closed", hint="open a new one")
-            if self._library.mobilec_run(self._instance, given, taken, call_ns):
+            self._given[:] = [array.ctypes.data for array in arrays]
+            self._taken[:] = [array.ctypes.data for array in results]
+            if self._library.mobilec_run(self._instance, self._given, self._taken, call_ns):
                 raise BackendError(f"{self.backend}: {_failure(self._library)}")
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
 
@@ -120,13 +121,13 @@ def _open(path: Path, options: Mapping[str, Any]) -> ctypes.CDLL:
 def _declare(path: Path, library: ctypes.CDLL) -> None:
     """Types of all functions. Raises ArtifactError where one is missing, or the interface is another."""
     text, count, elements, instance = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
-    floats, integers = ctypes.POINTER(_FLOATS), ctypes.POINTER(ctypes.c_int64)
+    places, integers = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int64)
     functions: dict[str, tuple[Any, list[Any]]] = {
         "version": (ctypes.c_int, []),
         "missing_instruction": (text, []),
         "open": (instance, [ctypes.c_int]),
         "close": (None, [instance]),
-        "run": (ctypes.c_int, [instance, floats, floats, integers]),
+        "run": (ctypes.c_int, [instance, places, places, integers]),
         "failure": (text, []),
         "input_count": (count, []),
         "output_count": (count, []),

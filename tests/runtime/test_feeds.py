@@ -93,6 +93,29 @@ def test_memory_layouts_and_byte_order() -> None:
         np.testing.assert_array_equal(found, values)
 
 
+def test_odd_addresses_are_copied() -> None:
+    values = np.random.default_rng(0).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    odd = np.frombuffer(b"?" + values.tobytes(), np.uint8)[1:].view(np.float32).reshape(values.shape)
+    assert not odd.flags.aligned
+    for shape in (("batch", 3, 4, 4), values.shape):  # a symbol, which takes the long way, or none
+        found = check_feeds({"x": odd}, (TensorSpec("x", shape, "float32"),))["x"]
+        assert found.flags.aligned
+        np.testing.assert_array_equal(found, values)
+
+
+def test_fixed_shapes_are_checked_too() -> None:
+    spec = TensorSpec("x", (1, 3, 4, 4), "float32")
+    fitting = np.zeros((1, 3, 4, 4), np.float32)
+    assert check_feeds({"x": fitting}, (spec,))["x"] is fitting
+    for wrong in (fitting[0], fitting.astype(np.uint8), np.zeros((2, 3, 4, 4), np.float32)):
+        with pytest.raises(UsageError):
+            check_feeds({"x": wrong}, (spec,))
+    with pytest.raises(UsageError, match="masked array"):
+        check_feeds({"x": np.ma.asarray(fitting)}, (spec,))
+    with pytest.raises(UsageError, match="unknown input 'y'"):
+        check_feeds({"y": fitting}, (spec,))
+
+
 def test_rank_zero_stays_rank_zero() -> None:
     spec = TensorSpec("s", (), "float32")
     assert check_feeds({"s": np.array(1.0)}, (spec,))["s"].shape == ()

@@ -70,6 +70,20 @@ def test_numbers_specs_and_feeds(artefact: Path, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
+def test_inputs_are_read_where_they_lie(artefact: Path) -> None:
+    room = np.zeros(X.size + 64, np.float32)
+    with load(artefact) as session:
+        wanted = session.run({"x": X})[Y]
+        for start in range(17):  # aligned as numbers are, and no further
+            moved = room[start : start + X.size].reshape(X.shape)
+            moved[:] = X
+            moved.setflags(write=False)
+            np.testing.assert_array_equal(session.run({"x": moved})[Y], wanted)
+            np.testing.assert_array_equal(moved, X)
+        odd = np.frombuffer(b"?" + X.tobytes(), np.uint8)[1:].view(np.float32).reshape(X.shape)
+        np.testing.assert_array_equal(session.run({"x": odd})[Y], wanted)
+
+
 def test_threads_are_set_and_reported(artefact: Path) -> None:
     affinity = os.sched_getaffinity(0)
     for threads in (1, 2, 3):

@@ -19,10 +19,8 @@ EXPORTED void mobilec_close(mobilec_instance *instance) { instance_close((Instan
 EXPORTED int mobilec_run(mobilec_instance *opened, const float *const *inputs, float *const *outputs, int64_t *call_ns) {
     Instance *instance = (Instance *)opened;
     uint64_t bytes;
-    for (uint32_t at = 0; at < model.input_count; at++) {
-        float *place = instance_input(instance, at, &bytes);
-        memcpy(place, inputs[at], bytes);
-    }
+    for (uint32_t at = 0; at < model.input_count; at++)
+        instance_take(instance, at, inputs[at]);
     if (!instance_run(instance, call_ns))
         return -1;
     for (uint32_t at = 0; at < model.output_count; at++) {

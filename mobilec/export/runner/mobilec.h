@@ -25,7 +25,7 @@ const char *mobilec_missing_instruction(void); // that kernels use and this CPU 
 mobilec_instance *mobilec_open(int threads); // NULL: mobilec_failure
 void mobilec_close(mobilec_instance *);
 
-// 0, or -1: mobilec_failure. Where call_ns is given, the nanoseconds of each kernel's call are added to it.
+// 0, or -1: mobilec_failure. Inputs are read where they lie. Where call_ns is given, the nanoseconds of each kernel's call are added to it.
 int mobilec_run(mobilec_instance *, const float *const *inputs, float *const *outputs, int64_t *call_ns);
 const char *mobilec_failure(void); // of the calling thread's last call that failed: one line
 

@@ -59,6 +59,7 @@ Instance *instance_open(int threads, const int *cores, int core_count);
 void instance_close(Instance *);
 bool instance_run(Instance *, int64_t *call_ns); // the time of each call is added to call_ns, which may be NULL
 float *instance_input(Instance *, uint32_t index, uint64_t *bytes);
+void instance_take(Instance *, uint32_t index, const float *data); // an input from there, which is only read
 const float *instance_output(Instance *, uint32_t index, uint64_t *bytes);
 void instance_fill(Instance *, uint64_t seed); // the inputs, with random numbers
 int64_t now_ns(void);                          // CLOCK_MONOTONIC
