@@ -13,7 +13,7 @@ Stmt = Any
 
 # A parallel launch costs a microsecond or two, so what one thread does in three stays on it. In operations on what lies
 # in registers, as products have them; others count what an element costs them in these.
-WORTH_A_LAUNCH = 300_000
+WORTH_A_LAUNCH = 60_000
 PARTS = 64  # that loops are shared out in, as evenly as their steps allow (as runner/pool.c knows)
 WIDE = 16  # lanes that cost twice as much as half of them: one instruction for two units, or one unit twice
 STACK_FLOATS = 16_384
@@ -100,12 +100,15 @@ def narrow_pieces(size: int, lanes: int) -> list[tuple[int, int]]:
 
 def over_lanes(size: int, lanes: int, body: Callable[[Expr, int], Stmt]) -> Stmt:
     """``body(start, lanes)`` over all of ``pieces``: a loop, and one more where the last overlaps."""
-    covered = pieces(size, lanes)
+    return over_pieces(pieces(size, lanes), body)
+
+
+def over_pieces(covered: Sequence[tuple[int, int]], body: Callable[[Expr, int], Stmt]) -> Stmt:
+    """``body(start, lanes)`` over what ``pieces`` or ``narrow_pieces`` gave."""
     width = covered[0][1]
-    statements = [loop(size // width, lambda i: body(i * width, width))]
-    if size % width:
-        statements.append(body(size - width, width))
-    return seq(statements)
+    whole = sum(piece == (at * width, width) for at, piece in enumerate(covered))
+    statements = [loop(whole, lambda i: body(i * width, width))]
+    return seq([*statements, *(body(*piece) for piece in covered[whole:])])
 
 
 def exact_lanes(size: int, lanes: int, body: Callable[[Expr, int], Stmt]) -> list[Stmt]:

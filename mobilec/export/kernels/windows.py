@@ -1,7 +1,9 @@
 """Kernels that slide a window over an image: dense and depthwise convolutions, pools.
 
 Nothing is padded in memory. Up and down, the loop over the window's rows is cut to those inside the image; left and
-right, the tiles that touch an edge get code of their own, without the taps that would fall outside.
+right, the tiles that touch an edge get code of their own, without the taps that would fall outside. Channelwise kernels
+go along a row with a few channels at a time; where a window's rows are more than the first cache holds, in the order of
+memory: all channels of some pixels, then the next pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 from mobilec.export.kernels.arithmetic import maximum
 from mobilec.export.kernels.cpu import Cpu
-from mobilec.export.kernels.loops import Registers, filled, finish, loop, narrow_pieces, nest, seq, spread
+from mobilec.export.kernels.loops import Registers, filled, finish, loop, narrow_pieces, nest, over_pieces, seq, spread
 from mobilec.export.kernels.products import Run, by_run, last_apart, packed_vector
 from mobilec.export.kernels.tiles import Tile
 from mobilec.export.kernels.values import Stored, Value, evaluate, permute
@@ -178,7 +180,11 @@ def _channelwise(
 
     batch, channels = target.shape[0], target.shape[3]
     covered = narrow_pieces(channels, cpu.lanes)
+    last, width = covered[-1], covered[0][1]
     length = _columns(across, cpu)
+    short = _near_columns(down, across, channels, cpu)
+    banded = length < across.results and short < across.results  # rows of windows leave the first cache between pieces
+    tiles = across.tiles(min(length, short) if banded else length)
 
     def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, c: Expr, lanes: int) -> Stmt:
         sums = Registers([lanes] * size)
@@ -199,24 +205,34 @@ def _channelwise(
         begin = [sums.put(r, filled(start_value, lanes)) for r in range(size)]
         return sums.scope(seq([*begin, down.over_taps(i, row), *done]))
 
-    def along(c: Expr, lanes: int, b: Expr, i: Expr) -> Stmt:
+    def along(body: Callable[[Expr, int, bool, int], Stmt]) -> Stmt:
         return seq(
             [
-                loop(n, lambda t, s=start, z=size, w=whole: one(b, i, t * z + s, z, w, s, c, lanes))  # type: ignore[misc]
-                for start, size, n, whole in across.tiles(length)
+                loop(n, lambda t, s=start, z=size, w=whole: body(t * z + s, z, w, s))  # type: ignore[misc]
+                for start, size, n, whole in tiles
             ]
         )
 
     def line(piece: Expr, b: Expr, i: Expr) -> Stmt:
-        last, width = covered[-1], covered[0][1]
+        def of(c: Expr, lanes: int) -> Stmt:
+            return along(lambda j, size, whole, first: one(b, i, j, size, whole, first, c, lanes))
+
         if last[1] == width:
-            return along(piece * width if channels % width == 0 else tirx.min(piece * width, last[0]), width, b, i)
-        usual = lambda: along(piece * width, width, b, i)  # noqa: E731
-        return last_apart(piece, len(covered), usual, lambda: along(*last, b, i))
+            return of(piece * width if channels % width == 0 else tirx.min(piece * width, last[0]), width)
+        return last_apart(piece, len(covered), lambda: of(piece * width, width), lambda: of(*last))
+
+    def band(b: Expr, i: Expr) -> Stmt:  # memory in its order: neighbours in a pixel first
+        return along(
+            lambda j, size, whole, first: over_pieces(
+                covered, lambda c, lanes: one(b, i, j, size, whole, first, c, lanes)
+            )
+        )
 
     work = 2 * across.results * down.taps * across.taps * covered[0][1]
     if across.results * len(covered) <= 64:  # small images: each thread takes channels of its own
         return nest([len(covered), batch, down.results], lambda at: line(*at), work=work)
+    if banded:
+        return nest([batch, down.results], lambda at: band(*at), work=work * len(covered))
     return nest([batch, down.results, len(covered)], lambda at: line(at[2], at[0], at[1]), work=work)
 
 
@@ -225,3 +241,12 @@ def _columns(across: Window, cpu: Cpu) -> int:
     most = max(1, min(cpu.accumulators - across.taps, cpu.accumulators // 2))
     count = -(-across.results // most)
     return -(-across.results // count)
+
+
+def _near_columns(down: Window, across: Window, channels: int, cpu: Cpu) -> int:
+    """Results of a tile whose part of the image, of all channels, has room in the first cache beside weights.
+
+    At least so many that reading the image once more at each tile's edges costs little.
+    """
+    columns = cpu.near_floats * 2 // 3 // (down.taps * channels)
+    return max((columns - across.taps) // across.stride + 1, 2 * across.taps)
