@@ -27,7 +27,7 @@ EXECUTABLE = "model"
 HEADER = "mobilec.h"  # the library's interface in C
 _RUNNER = Path(__file__).resolve().parent / "runner"
 _SPARE = 64  # bytes behind the weights, so that the last ones end no page
-_COMMON = ("model.c", "pool.c", "instructions.c")
+_COMMON = ("model.c", "memory.c", "pool.c", "instructions.c")
 _LIBRARY = ("library.c",)
 _PROGRAM = ("main.c", "facts.c", "json.c")
 # What Linux calls instruction sets, where LLVM calls them otherwise.
@@ -148,7 +148,8 @@ def plan_source(model: Model) -> str:
         _table("Port", "outputs", [f"{{{quoted(_port(spec))}, {at}}}" for spec, at in outputs]),
         _table("char *const", "instructions", [*map(quoted, instructions), "NULL"]),
         f"const Model model = {{{quoted(members)}, regions, calls, arguments, inputs, outputs, {len(regions)}, "
-        f"{len(rows)}, {len(calls.inputs)}, {len(calls.outputs)}, {calls.arena_bytes}u, instructions}};\n",
+        f"{len(rows)}, {len(calls.inputs)}, {len(calls.outputs)}, {calls.arena_bytes}u, "
+        f"{len(calls.weights)}u, instructions}};\n",
     ]
     return "\n".join(parts)
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,25 @@ def test_inputs_are_read_where_they_lie(artefact: Path) -> None:
             np.testing.assert_array_equal(moved, X)
         odd = np.frombuffer(b"?" + X.tobytes(), np.uint8)[1:].view(np.float32).reshape(X.shape)
         np.testing.assert_array_equal(session.run({"x": odd})[Y], wanted)
+
+
+def test_large_weights_are_kept_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3000)).eval()
+    compile(model, to="tvm", out=tmp_path / "out", input_size=32)
+    size = (tmp_path / "out" / "model.so").stat().st_size
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(X)).numpy()
+    memory = psutil.Process().memory_info
+    before = memory().rss
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(load(tmp_path / "out", threads=threads)) for threads in (1, 2, 1, 2)]
+        for session in sessions:
+            np.testing.assert_allclose(session.run({"input": X})[Y], wanted, atol=1e-5)
+        assert size > 30e6
+        assert memory().rss - before < 1.5 * size
+        sessions[0].close()
+        np.testing.assert_allclose(sessions[1].run({"input": X})[Y], wanted, atol=1e-5)
 
 
 def test_threads_are_set_and_reported(artefact: Path) -> None:

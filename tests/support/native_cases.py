@@ -28,6 +28,7 @@ INPUTS: dict[str, tuple[int, ...]] = {
     "image": (1, 21, 9, 11),
     "batch": (2, 42, 7, 7),
     "stem": (1, 3, 20, 24),
+    "wide": (1, 36, 4, 70),
     "q": (2, 16, 49),
     "k": (2, 16, 49),
     "v": (2, 16, 49),
@@ -63,6 +64,8 @@ def cases() -> list[Case]:
         padding = kernel // 2 if isinstance(kernel, int) else tuple(size // 2 for size in kernel)
         part = nn.Conv2d(21, 21, kernel, stride, padding, groups=21)  # type: ignore[arg-type]
         add(f"depthwise {kernel}, stride {stride}", "image", part)
+    add("depthwise, wide", "wide", nn.Sequential(nn.Conv2d(36, 36, 3, 1, 1, groups=36), nn.GELU()))
+    add("max pool, wide", "wide", nn.MaxPool2d(3, 2, 1))
     add("max pool", "image", nn.MaxPool2d(3, 2, 1))
     add("average pool", "batch", nn.AvgPool2d(3, 2, 1, count_include_pad=False))
     add("adaptive pool", "image", nn.AdaptiveAvgPool2d((9, 1)))

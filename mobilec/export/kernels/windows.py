@@ -22,6 +22,8 @@ from mobilec.export.kernels.values import Stored, Value, evaluate, permute
 Expr = Any
 Stmt = Any
 
+MOST_SHARED = 7  # taps across whose multiply-adds are written out, so that code stays short
+
 
 @dataclass(frozen=True)
 class Window:
@@ -91,27 +93,30 @@ def dense(image: Stored, packed: Stored, tile: Tile, down: Window, across: Windo
         columns, width = [run.columns[at] for at in share], len(share)
         sums = Registers([lanes for _ in range(size) for _, lanes in columns])
 
-        def tap(y: Expr, x: Expr, rows: Sequence[int]) -> Stmt:
-            def terms(c: Expr) -> Stmt:
-                term = (y * across.taps + x) * channels + c
-                factors = [packed_vector(packed, tile, depth, run, term, at) for at in share]
-                done = []
-                for r in rows:
-                    pixel = evaluate(image, [b, down.place(i, y), across.place(j + r, x), c])
-                    done += [
-                        sums.put(n, sums.get(n) + spread(pixel, columns[at][1]) * factors[at])
-                        for at in range(width)
-                        for n in (r * width + at,)
-                    ]
-                return seq(done)
-
-            return loop(channels, terms)
+        def terms(y: Expr, x: Expr, c: Expr, rows: Sequence[int]) -> list[Stmt]:
+            term = (y * across.taps + x) * channels + c
+            factors = [packed_vector(packed, tile, depth, run, term, at) for at in share]
+            done = []
+            for r in rows:
+                pixel = evaluate(image, [b, down.place(i, y), across.place(j + r, x), c])
+                done += [
+                    sums.put(n, sums.get(n) + spread(pixel, columns[at][1]) * factors[at])
+                    for at in range(width)
+                    for n in (r * width + at,)
+                ]
+            return done
 
         def row(y: Expr) -> Stmt:
+            reach = [[r for r in range(size) if whole or across.inside(first + r, x)] for x in range(across.taps)]
+            taps = [(x, rows) for x, rows in enumerate(reach) if rows]
+            if (
+                width == 1 and across.taps <= MOST_SHARED
+            ):  # a pixel takes as long to read as to multiply once: results side by side share it
+                pairs = sorted(((r, x) for x, rows in taps for r in rows), key=lambda pair: across.place(*pair))
+                return loop(channels, lambda c: seq([each for r, x in pairs for each in terms(y, x, c, [r])]))
             if whole:
-                return loop(across.taps, lambda x: tap(y, x, range(size)))
-            reach = [[r for r in range(size) if across.inside(first + r, x)] for x in range(across.taps)]
-            return seq([tap(y, x, rows) for x, rows in enumerate(reach) if rows])
+                return loop(across.taps, lambda x: loop(channels, lambda c: seq(terms(y, x, c, range(size)))))
+            return seq([loop(channels, lambda c, x=x, rows=rows: seq(terms(y, x, c, rows))) for x, rows in taps])  # type: ignore[misc]
 
         done = finish(
             tree, target, lambda r, column: [b, i, j + r, column], size, columns,
@@ -181,10 +186,9 @@ def _channelwise(
     batch, channels = target.shape[0], target.shape[3]
     covered = narrow_pieces(channels, cpu.lanes)
     last, width = covered[-1], covered[0][1]
+    banded = is_banded(down, across, channels, cpu)
     length = _columns(across, cpu)
-    short = _near_columns(down, across, channels, cpu)
-    banded = length < across.results and short < across.results  # rows of windows leave the first cache between pieces
-    tiles = across.tiles(min(length, short) if banded else length)
+    tiles = across.tiles(min(length, _near_columns(down, across, channels, cpu)) if banded else length)
 
     def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, c: Expr, lanes: int) -> Stmt:
         sums = Registers([lanes] * size)
@@ -234,6 +238,11 @@ def _channelwise(
     if banded:
         return nest([batch, down.results], lambda at: band(*at), work=work * len(covered))
     return nest([batch, down.results, len(covered)], lambda at: line(at[2], at[0], at[1]), work=work)
+
+
+def is_banded(down: Window, across: Window, channels: int, cpu: Cpu) -> bool:
+    """Whether a channelwise kernel goes along a row with all channels: the rows of a window are more than is near."""
+    return max(_columns(across, cpu), _near_columns(down, across, channels, cpu)) < across.results
 
 
 def _columns(across: Window, cpu: Cpu) -> int:

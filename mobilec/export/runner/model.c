@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 struct Instance {
@@ -43,14 +42,12 @@ static bool make_room(Instance *instance) {
         arguments += model.calls[at].count;
     instance->tensors = calloc(model.region_count + 1, sizeof *instance->tensors);
     instance->given = calloc(arguments + 1, sizeof *instance->given);
-    void *arena = mmap(NULL, arena_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    instance->arena = arena == MAP_FAILED ? NULL : arena;
+    instance->arena = take_room(arena_bytes());
     if (!instance->arena || !instance->tensors || !instance->given)
         return fail("no memory: the model works in %llu bytes", (unsigned long long)model.arena_bytes);
-    madvise(arena, arena_bytes(), MADV_HUGEPAGE); // where the system has none, nothing changes
     for (uint32_t at = 0; at < model.region_count; at++) {
         const Region *region = &model.regions[at];
-        const unsigned char *base = region->place == IN_ARENA ? instance->arena : weights;
+        const unsigned char *base = region->place == IN_ARENA ? instance->arena : near_weights();
         instance->tensors[at] = (DLTensor){
             .data = (void *)(base + region->offset),
             .device = {kDLCPU, 0},
@@ -80,8 +77,7 @@ void instance_close(Instance *instance) {
     if (!instance)
         return;
     pool_close(instance->pool);
-    if (instance->arena)
-        munmap(instance->arena, arena_bytes());
+    give_room(instance->arena, arena_bytes());
     free(instance->tensors);
     free(instance->given);
     free(instance);

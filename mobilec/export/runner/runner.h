@@ -37,7 +37,7 @@ typedef struct {
     const uint32_t *arguments; // regions, call after call
     const Port *inputs, *outputs;
     uint32_t region_count, call_count, input_count, output_count;
-    uint64_t arena_bytes;
+    uint64_t arena_bytes, weight_bytes;
     const char *const *instructions; // that kernels use, as Linux calls them, up to NULL
 } Model;
 
@@ -63,6 +63,12 @@ void instance_take(Instance *, uint32_t index, const float *data); // an input f
 const float *instance_output(Instance *, uint32_t index, uint64_t *bytes);
 void instance_fill(Instance *, uint64_t seed); // the inputs, with random numbers
 int64_t now_ns(void);                          // CLOCK_MONOTONIC
+
+// --- memory (memory.c) ----------------------------------------------------------------------------------------------
+
+unsigned char *take_room(uint64_t bytes); // zeros; NULL where there is none
+void give_room(unsigned char *, uint64_t bytes);
+const unsigned char *near_weights(void); // where kernels read them: one copy for all instances, or the file itself
 
 // --- threads (pool.c) -----------------------------------------------------------------------------------------------
 

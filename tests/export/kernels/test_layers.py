@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mobilec.errors import ExportError
+from mobilec.export.kernels.cpu import find_cpu
+from mobilec.export.kernels.windows import Window, is_banded
 from support.native import With, check_native, run_native
 
 
@@ -51,6 +53,29 @@ def test_depthwise(batch: int, channels: int, size: int) -> None:
         padding = kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
         parts.append(nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels))
     check_native(parts, [numbers(batch, channels, size, size - 1)])
+
+
+@pytest.mark.parametrize("channels", [72, 80, 50])  # half a vector at the end, none, one that overlaps
+def test_channelwise_kernels_on_wide_maps(channels: int) -> None:
+    kernels = [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (3, 1, 2)]
+    parts: list[nn.Module] = [nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]
+    for kernel, stride, dilation in kernels:
+        padding = dilation * (kernel // 2)
+        down, across = (Window(kernel, stride, padding, dilation, size, -(-size // stride)) for size in (5, 65))
+        assert is_banded(down, across, channels, find_cpu())
+        conv = nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels)
+        parts.append(nn.Sequential(conv, nn.GELU()))
+    check_native(parts, [numbers(2, channels, 5, 65)])
+
+
+@pytest.mark.parametrize("outs", [4, 8, 16, 21])
+def test_dense_convolutions_of_one_vector(outs: int) -> None:
+    shapes = [((3, 3), 1, 1), ((3, 3), 2, 1), ((5, 5), 2, 1), ((3, 7), 3, 1), ((3, 3), 1, 2), ((1, 9), 1, 1)]
+    parts = []
+    for kernel, stride, dilation in shapes:
+        padding = tuple(dilation * (size // 2) for size in kernel)
+        parts.append(nn.Conv2d(5, outs, kernel, stride, padding, dilation))
+    check_native(parts, [numbers(2, 5, 9, 61)])
 
 
 def test_what_follows_a_convolution_is_computed_with_it() -> None:
