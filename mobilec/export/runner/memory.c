@@ -7,8 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-enum { HUGE_PAGE = 2 << 20 };
+enum { PAGE = 4096, HUGE_PAGE = 2 << 20 }; // the second belongs to the first
 
 static uint64_t whole_pages(uint64_t bytes) {
     return bytes < HUGE_PAGE ? bytes : (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
@@ -36,7 +37,7 @@ void give_room(unsigned char *room, uint64_t bytes) {
 
 static bool huge_pages(void) {
     char text[64] = "";
-    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
+    FILE *file = sysconf(_SC_PAGESIZE) == PAGE ? fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r") : NULL;
     if (!file)
         return false;
     bool read = fgets(text, sizeof text, file);
