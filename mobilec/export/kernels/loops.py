@@ -11,8 +11,8 @@ from mobilec.export.kernels.values import Gathered, Stored, Value, address, eval
 Expr = Any
 Stmt = Any
 
-# A parallel launch costs a microsecond or two, so what one thread does in three stays on it. In operations on what lies
-# in registers, as products have them; others count what an element costs them in these.
+# Sharing a loop out costs some tenths of a microsecond (runner/pool.c), so what one thread does in half of one stays on
+# it. In operations on what lies in registers, as products have them; others count what an element costs them in these.
 WORTH_A_LAUNCH = 60_000
 PARTS = 64  # that loops are shared out in, as evenly as their steps allow (as runner/pool.c knows)
 WIDE = 16  # lanes that cost twice as much as half of them: one instruction for two units, or one unit twice

@@ -109,9 +109,8 @@ def dense(image: Stored, packed: Stored, tile: Tile, down: Window, across: Windo
         def row(y: Expr) -> Stmt:
             reach = [[r for r in range(size) if whole or across.inside(first + r, x)] for x in range(across.taps)]
             taps = [(x, rows) for x, rows in enumerate(reach) if rows]
-            if (
-                width == 1 and across.taps <= MOST_SHARED
-            ):  # a pixel takes as long to read as to multiply once: results side by side share it
+            if width == 1 and across.taps <= MOST_SHARED:
+                # A pixel takes as long to read as to multiply once: results side by side share it.
                 pairs = sorted(((r, x) for x, rows in taps for r in rows), key=lambda pair: across.place(*pair))
                 return loop(channels, lambda c: seq([each for r, x in pairs for each in terms(y, x, c, [r])]))
             if whole:
