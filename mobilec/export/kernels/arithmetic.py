@@ -73,12 +73,18 @@ def at_most(x: Expr, limit: float) -> Expr:
     return named(x, lambda v: choose(v > high, high, v))
 
 
-def magnitude(x: Expr) -> Expr:
+def _unsigned_bits(x: Expr) -> Expr:
     from tvm import tirx
 
-    real = str(x.ty.dtype)
-    whole = real.replace("float", "int")
-    return tirx.reinterpret(real, tirx.reinterpret(whole, x) & tirx.const(0x7FFFFFFF, whole))
+    whole = str(x.ty.dtype).replace("float", "int")
+    return tirx.reinterpret(whole, x) & tirx.const(0x7FFFFFFF, whole)
+
+
+def magnitude(x: Expr) -> Expr:
+    """|x|; NaN stays."""
+    from tvm import tirx
+
+    return tirx.reinterpret(str(x.ty.dtype), _unsigned_bits(x))
 
 
 def relu(x: Expr) -> Expr:
@@ -218,8 +224,8 @@ def is_nan(x: Expr) -> Expr:
     """By its bits: TVM takes x != x for false."""
     from tvm import tirx
 
-    whole = str(x.ty.dtype).replace("float", "int")
-    return (tirx.reinterpret(whole, x) & tirx.const(0x7FFFFFFF, whole)) > tirx.const(0x7F800000, whole)
+    bits = _unsigned_bits(x)
+    return bits > tirx.const(0x7F800000, str(bits.ty.dtype))
 
 
 def maximum(a: Expr, b: Expr) -> Expr:

@@ -286,7 +286,7 @@ def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
         aten.clamp_max.default: lambda node: _clamp(node, None, node.args[1]),
         aten.leaky_relu.default: _leaky_relu,
         aten.neg.default: one(lambda x: ar.constant(0.0, x) - x),
-        aten.abs.default: one(lambda x: ar.named(x, _magnitude)),
+        aten.abs.default: one(ar.magnitude),
         aten.sqrt.default: one(tirx.sqrt),
         aten.rsqrt.default: one(lambda x: ar.constant(1.0, x) / tirx.sqrt(x)),
         aten.reciprocal.default: one(lambda x: ar.constant(1.0, x) / x),
@@ -342,10 +342,6 @@ def _leaky_relu(node: Node) -> tuple[Function, list[Any]]:
 
 def _square(x: Any) -> Any:
     return ar.named(x, lambda v: v * v)
-
-
-def _magnitude(x: Any) -> Any:
-    return ar.choose(x < ar.constant(0.0, x), ar.constant(0.0, x) - x, x)
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mobilec.export.kernels.ahead import LINE_FLOATS, Turn, share_out
 from mobilec.export.kernels.values import Memory
 
 ALIGNMENT = 64  # bytes; TVM's kernels check it
-_FLOAT_BYTES = 4
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def place_calls(
     numbers = {memory: number for number, memory in enumerate(used)}
     places, arena_bytes = place(
         {numbers[memory]: span for memory, span in spans.items()},
-        {numbers[memory]: memory.size * _FLOAT_BYTES for memory in spans},
+        {numbers[memory]: memory.size * FLOAT_BYTES for memory in spans},
     )
     weights = bytearray()
     regions: list[Region] = []
@@ -110,12 +110,12 @@ def _aimed(
     turns, end = [], 0
     for _, memories in calls:
         read = [regions[memory] for memory in memories if regions[memory].constant and memory not in ahead]
-        ends = [region.offset + region.elements * _FLOAT_BYTES for region in read]
+        ends = [region.offset + region.elements * FLOAT_BYTES for region in read]
         end = max([end, *(-(-each // ALIGNMENT) * ALIGNMENT for each in ends)])
-        turns.append(Turn(sum(memory.size * _FLOAT_BYTES for memory in memories if memory in ahead), end))
+        turns.append(Turn(sum(memory.size * FLOAT_BYTES for memory in memories if memory in ahead), end))
     found = {}
     for (_, memories), (first, size) in zip(calls, share_out(turns, total), strict=True):
-        region = Region(True, first, size // _FLOAT_BYTES) if size else _ANYWHERE
+        region = Region(True, first, size // FLOAT_BYTES) if size else _ANYWHERE
         found.update(dict.fromkeys((memory for memory in memories if memory in ahead), region))
     return found
 

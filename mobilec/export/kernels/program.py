@@ -12,14 +12,13 @@ import numpy as np
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels.ahead import LINE_FLOATS
-from mobilec.export.kernels.calls import ALIGNMENT, Calls, place_calls
+from mobilec.export.kernels.calls import ALIGNMENT, FLOAT_BYTES, Calls, place_calls
 from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.values import Memory, Stored, contiguous
 
 # LLVM finds common subexpressions and shares the stack; TVM's passes for it break on named expressions, and merge what
 # should stay in registers with what should not.
 WITHOUT = {"tirx.disable_cse_tir": True, "tirx.disable_storage_rewrite": True}
-_FLOAT_BYTES = 4  # what inputs are aligned to: they lie where the caller has them
 _AGAIN = "__"  # between the name of a kernel and the number of one that has it too
 
 
@@ -58,7 +57,8 @@ class Program:
         """``inputs``: shapes of what the network takes, in order."""
         self.cpu = cpu
         self.node = ""
-        self.inputs = [contiguous(_memory(math.prod(shape), "float32", _FLOAT_BYTES), shape) for shape in inputs]
+        # Where the caller has them, aligned as numbers are and no further.
+        self.inputs = [contiguous(_memory(math.prod(shape), "float32", FLOAT_BYTES), shape) for shape in inputs]
         self._names: dict[Any, str] = {}  # kernel -> name
         self._kernels: dict[str, Any] = {}
         self._constants: dict[Any, Memory] = {}

@@ -231,7 +231,7 @@ def _channelwise(
             )
         )
 
-    work = 2 * across.results * down.taps * across.taps * covered[0][1]
+    work = 2 * across.results * down.taps * across.taps * width
     if across.results * len(covered) <= 64:  # small images: each thread takes channels of its own
         return nest([len(covered), batch, down.results], lambda at: line(*at), work=work)
     if banded:

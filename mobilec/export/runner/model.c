@@ -45,9 +45,10 @@ static bool make_room(Instance *instance) {
     instance->arena = take_room(arena_bytes());
     if (!instance->arena || !instance->tensors || !instance->given)
         return fail("no memory: the model works in %llu bytes", (unsigned long long)model.arena_bytes);
+    const unsigned char *kept = near_weights();
     for (uint32_t at = 0; at < model.region_count; at++) {
         const Region *region = &model.regions[at];
-        const unsigned char *base = region->place == IN_ARENA ? instance->arena : near_weights();
+        const unsigned char *base = region->place == IN_ARENA ? instance->arena : kept;
         instance->tensors[at] = (DLTensor){
             .data = (void *)(base + region->offset),
             .device = {kDLCPU, 0},
