@@ -38,7 +38,14 @@ def raise_if_received() -> None:
     """Raise the interruption again when the first raise got lost."""
     number = received()
     if number is not None:
+        _look_again(0)  # a later look would find the clean-up, and break it
         raise Interrupted(number)
+
+
+def _look_again(secs: float) -> None:
+    """Have ``_raise_outside_imports`` called after ``secs``; 0: no more."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, secs)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -55,7 +62,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 def _raise_outside_imports(frame: FrameType | None) -> None:
     """Raises the last signal now, or looks again a little later while ``frame`` stands in an import."""
     if hasattr(signal, "setitimer") and _importing(frame):
-        signal.setitimer(signal.ITIMER_REAL, IMPORT_POLL_S)
+        _look_again(IMPORT_POLL_S)
         return
     raise_if_received()
 
@@ -85,8 +92,8 @@ def caught() -> Iterator[None]:
     try:
         yield
     finally:
-        if previous and hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if previous:
+            _look_again(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
         _received.clear()  # it was this run's; another one in the same process has nothing to do with it

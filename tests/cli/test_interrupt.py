@@ -184,3 +184,19 @@ def test_an_import_is_finished_before_the_interruption_is_raised(
         work()
     assert sys.modules.pop("interrupted_halfway").FINISHED
     assert signals.received() is None  # the next run in this process was not asked to stop
+
+
+def test_a_clean_up_is_not_interrupted_by_the_same_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in an import is raised by the next stage, which may come before the timer that looks again."""
+    (tmp_path / "interrupted_at_its_end.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cleaned = False
+    with signals.caught(), pytest.raises(signals.Interrupted):
+        try:
+            importlib.import_module("interrupted_at_its_end")
+            signals.raise_if_received()
+        finally:
+            time.sleep(4 * signals.IMPORT_POLL_S)
+            cleaned = True
+    assert cleaned
+    del sys.modules["interrupted_at_its_end"]
