@@ -190,13 +190,17 @@ def test_a_clean_up_is_not_interrupted_by_the_same_signal(tmp_path: Path, monkey
     """A signal in an import is raised by the next stage, which may come before the timer that looks again."""
     (tmp_path / "interrupted_at_its_end.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    cleaned = False
-    with signals.caught(), pytest.raises(signals.Interrupted):
+    cleaned = []
+
+    def work() -> None:
         try:
             importlib.import_module("interrupted_at_its_end")
             signals.raise_if_received()
         finally:
             time.sleep(4 * signals.IMPORT_POLL_S)
-            cleaned = True
+            cleaned.append(True)
+
+    with signals.caught(), pytest.raises(signals.Interrupted):
+        work()
     assert cleaned
     del sys.modules["interrupted_at_its_end"]

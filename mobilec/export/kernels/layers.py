@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilec.errors import ExportError
-from mobilec.export.kernels import attention, products, rows, windows
+from mobilec.export.kernels import attention, products, rows, windows, winograd
 from mobilec.export.kernels.ahead import lines_of
 from mobilec.export.kernels.lowering import Context, Found, Pending
 from mobilec.export.kernels.tiles import Tile
@@ -120,6 +120,8 @@ def _convolution(
             return windows.depthwise(source, weights, down, across, moved, place, cpu)  # type: ignore[arg-type]
 
         return Pending(f"depthwise_{name}", (source, weights), shape, CHANNELS_LAST, tree, depthwise)
+    if groups == 1 and winograd.is_worth(down, across, image.shape[0], ins, outs):
+        return _winograd(context, name, source, filters, down, across, tree)
     per = outs // groups
     tile = context.tiles.choose(name, shape[3], per, high * wide * ins)
     packed = [
@@ -141,6 +143,40 @@ def _convolution(
         return seq(parts)
 
     return Pending(name, (source, *packed), shape, CHANNELS_LAST, tree, dense)
+
+
+def _winograd(
+    context: Context, name: str, image: Stored, filters: np.ndarray, down: windows.Window, across: windows.Window,
+    tree: Value,
+) -> Pending:  # fmt: skip
+    """A 3x3 convolution of ``image`` [B, H, W, C] by three kernels, the last of which is open."""
+    outs, ins = filters.shape[:2]
+    grid = (image.shape[0], winograd.tiles_along(down), winograd.tiles_along(across))
+    count, order = math.prod(grid), range(5)
+    pixels = context.program.call(
+        f"pixels_of_{name}", [image], (winograd.PLACES, *grid, ins), order, "float32",
+        lambda target: winograd.move_pixels(image, down, across, target, context.cpu),
+    )  # fmt: skip
+    tile = context.tiles.choose(f"products_of_{name}", count, outs, ins)
+    packed = context.program.constant(
+        np.concatenate([products.pack(each, tile) for each in winograd.moved_filters(filters)])
+    )
+    ahead = _ahead(context, winograd.PLACES * count, ins, tile)
+    flat = (winograd.PLACES, count)
+
+    def multiply(target: Stored) -> Any:
+        left, place = reshape(pixels, (*flat, ins)), reshape(target, (*flat, outs))
+        return products.product(left, packed, tile, Hole(place.shape), place, *ahead)  # type: ignore[arg-type]
+
+    sums = context.program.call(
+        f"products_of_{name}", [pixels, packed, *ahead], (winograd.PLACES, *grid, outs), order, "float32", multiply,
+        [context.program.node],
+    )  # fmt: skip
+
+    def write(tree: Value, target: Stored) -> Any:
+        return winograd.move_sums(sums, _last(tree), _last(target), context.cpu)  # type: ignore[arg-type]
+
+    return Pending(name, (sums,), tree.shape, CHANNELS_LAST, tree, write)
 
 
 def _last(value: Value) -> Value:

@@ -45,13 +45,13 @@ def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
     return np.concatenate([run.reshape(-1) for run in runs])
 
 
-def packed_vector(packed: Stored, tile: Tile, depth: int, run: Run, term: Expr, which: int) -> Expr:
-    """One vector of weights from where ``pack`` put it."""
+def packed_vector(packed: Stored, tile: Tile, depth: int, run: Run, term: Expr, which: int, start: Expr = 0) -> Expr:
+    """One vector of weights from where ``pack`` put it, ``start`` numbers from the first of them."""
     from tvm import tirx
 
     widths = [lanes for _, lanes in run.columns]
     lanes, before = widths[which], sum(widths[:which])
-    place = run.number * (depth * tile.vectors * tile.lanes) + term * sum(widths) + (packed.offset + before)
+    place = run.number * (depth * tile.vectors * tile.lanes) + term * sum(widths) + (start + packed.offset + before)
     return tirx.BufferLoad(packed.memory.buffer, [tirx.Ramp(place, 1, lanes) if lanes > 1 else place])
 
 
@@ -78,11 +78,15 @@ def last_apart(index: Expr, count: int, usual: Callable[[], Stmt], last: Callabl
 def product(left: Stored, packed: Stored, tile: Tile, tree: Value, target: Stored, ahead: Stored | None = None) -> Stmt:
     """``left`` [M, K] times packed weights, put through ``tree`` [M, N], into ``target`` [M, N].
 
+    With a leading axis these are as many products, whose weights lie one after the other.
+
     ``ahead``: weights of later kernels to ask for meanwhile (`mobilec.export.kernels.ahead`).
     """
+    *_, depth = left.shape
+    apart = depth * sum(lanes for _, lanes in tile.columns)
 
     def right(batch: list[Expr], run: Run, term: Expr, which: int) -> Expr:
-        return packed_vector(packed, tile, left.shape[1], run, term, which)
+        return packed_vector(packed, tile, depth, run, term, which, batch[0] * apart if batch else 0)
 
     return _tiled(left, right, tile, tree, target, ahead=ahead)
 
@@ -127,7 +131,7 @@ def _tiled(
 ) -> Stmt:
     """All tiles. ``right``: (batch index, run, term, which of the run's vectors) -> the factors of that vector.
 
-    ``ahead``: for a single product without a batch.
+    ``ahead``: for a batch with one axis, or none.
     """
     *batch, rows, depth = left.shape
     down, across, rest = -(-rows // tile.rows), len(tile.groups), rows % tile.rows
@@ -182,6 +186,7 @@ def _tiled(
     def block(index: list[Expr], strip: Expr, number: Expr) -> Stmt:
         def strips(run: Run) -> Stmt:
             at = strip * across + number if rows >= FEW_ROWS else number * down + strip
+            at = at + index[0] * (down * across) if index else at
             usual = lambda: one(index, strip * tile.rows, tile.rows, run, at)  # noqa: E731
             last = lambda: one(index, (down - 1) * tile.rows, rest, run, at)  # noqa: E731
             return last_apart(strip, down, usual, last) if rest else usual()
