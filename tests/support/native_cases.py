@@ -59,6 +59,8 @@ def cases() -> list[Case]:
     add("pixels of a batch", "batch", nn.Sequential(nn.Conv2d(42, 19, 1, bias=False), nn.BatchNorm2d(19), nn.SiLU()))
     add("dense", "image", nn.Conv2d(21, 18, 3, padding=1))
     add("dense, stride 2", "batch", nn.Conv2d(42, 9, 3, 2, 1))
+    wide = nn.Sequential(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 48, 3, padding=1), nn.SiLU())
+    add("dense, in another basis", "stem", wide)
     add("groups", "batch", nn.Conv2d(42, 12, 3, padding=1, groups=3))
     for kernel, stride in ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1), ((1, 5), 1), ((1, 11), 1), ((11, 1), 1)):
         padding = kernel // 2 if isinstance(kernel, int) else tuple(size // 2 for size in kernel)

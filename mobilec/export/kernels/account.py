@@ -24,8 +24,8 @@ class KernelUse:
 
     Attributes:
         kernel: its name in the library. op: PyTorch's operator that it is for. where: path of the module.
-        macs: multiply-accumulates of convolutions and products. bytes_moved: what it reads, weights included, and
-            writes, each once.
+        macs: multiply-accumulates that it does for convolutions and products. bytes_moved: what it reads, weights
+            included, and writes, each once.
     """
 
     kernel: str
@@ -45,7 +45,7 @@ def account(uses: Sequence[Use], program: ExportedProgram) -> tuple[KernelUse, .
         own = [costs[node] for node in use.nodes if node in costs]
         last = own[-1] if own else costs.get(use.reader)  # what prepares is put down to its reader
         op = "" if last is None else "copy" if not own and last.macs else last.op
-        macs = sum(cost.macs for cost in own)
+        macs = sum(cost.macs for cost in own) if use.macs is None else use.macs
         found.append(KernelUse(use.kernel, op, last.where if last else "", macs, use.bytes_moved))
     return tuple(found)
 

@@ -170,13 +170,13 @@ def _winograd(
 
     sums = context.program.call(
         f"products_of_{name}", [pixels, packed, *ahead], (winograd.PLACES, *grid, outs), order, "float32", multiply,
-        [context.program.node],
+        [context.program.node], macs=winograd.PLACES * count * ins * outs,
     )  # fmt: skip
 
     def write(tree: Value, target: Stored) -> Any:
         return winograd.move_sums(sums, _last(tree), _last(target), context.cpu)  # type: ignore[arg-type]
 
-    return Pending(name, (sums,), tree.shape, CHANNELS_LAST, tree, write)
+    return Pending(name, (sums,), tree.shape, CHANNELS_LAST, tree, write, macs=0)
 
 
 def _last(value: Value) -> Value:

@@ -44,6 +44,7 @@ class Pending:
         tree: what to do with the main loop's result (the Hole). write: (tree, target) -> the kernel's statement.
         scatters: whether the target may be places that no strides describe.
         nodes: names of those that its main loop computes; lowering knows when there is one.
+        macs: its multiply-adds, where these are not what the nodes stand for.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Pending:
     write: Write
     scatters: bool = False
     nodes: tuple[str, ...] = ()
+    macs: int | None = None
 
 
 Found = Value | Pending
@@ -111,6 +113,7 @@ class Context:
             "float32",
             lambda target: pending.write(pending.tree, target),
             pending.nodes or (self.program.node,),
+            pending.macs,
         )
 
     def write(self, value: Value, order: Sequence[int] | None = None, name: str = "pointwise") -> Stored:

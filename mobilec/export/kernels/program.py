@@ -29,12 +29,14 @@ class Use:
     Attributes:
         nodes: those that it computes; none where it prepares. reader: the node for which it came.
         bytes_moved: read, weights included, and written, each once.
+        macs: its multiply-adds, where these are not what the nodes stand for.
     """
 
     kernel: str
     nodes: tuple[str, ...]
     reader: str
     bytes_moved: int
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,14 @@ class Program:
 
     def call(
         self, name: str, inputs: Sequence[Stored], shape: Sequence[int], order: Sequence[int], dtype: str,
-        write: Callable[[Stored], Any], nodes: Sequence[str] = (),
+        write: Callable[[Stored], Any], nodes: Sequence[str] = (), macs: int | None = None,
     ) -> Stored:  # fmt: skip
         """The tensor that a kernel computes.
 
         Args:
             inputs: everything it reads. shape / order / dtype: of the result, axes from the slowest to the fastest.
             write: the kernel's statement, given where to write. nodes: what it computes; none where it prepares.
+            macs: its multiply-adds, where these are not what the nodes stand for.
         """
         from tvm import tirx
 
@@ -108,7 +111,7 @@ class Program:
         own_inputs = [memory for memory in read if memory not in self._ahead]
         moved = size + sum(min(memory.size, _elements(memory, inputs)) for memory in own_inputs)
         self._calls.append((own, [*read, target]))
-        self._uses.append(Use(own, tuple(nodes), self.node, moved * np.dtype(dtype).itemsize))
+        self._uses.append(Use(own, tuple(nodes), self.node, moved * np.dtype(dtype).itemsize, macs))
         return result
 
     def close(self, outputs: Sequence[Stored]) -> Lowered:
