@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -44,6 +45,11 @@ def until(condition: Callable[[], bool], secs: float = SECS) -> None:
         time.sleep(0.02)
 
 
+def below(folder: Path) -> list[Path]:
+    """All that lies in a folder, which may be removed meanwhile (``rglob`` would fail over that)."""
+    return [Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)]
+
+
 @dataclass
 class Board:
     """``device``: what ``--device`` takes. ``folder``: where sessions work on it. ``server``: of ssh."""
@@ -57,7 +63,7 @@ class Board:
 
     @property
     def left(self) -> list[Path]:
-        return list(self.folder.rglob("*"))
+        return below(self.folder)
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ class Phone:
 
     @property
     def left(self) -> list[Path]:
-        return list(self.folder.rglob("*"))
+        return below(self.folder)
 
 
 @pytest.fixture
