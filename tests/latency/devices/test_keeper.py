@@ -214,7 +214,7 @@ def test_a_command_that_hangs_is_given_up_with_its_children(tmp_path: Path) -> N
     with pytest.raises(BackendError, match="here gave no answer for 1 s"):
         run_local(["sh", "-c", f"sleep 3600 & echo $! > {marker}; wait"], "here", timeout_secs=1.0)
     pid = int(marker.read_text())
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
+    until(lambda: not is_left(pid))
 
 
 def test_what_a_device_says_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
