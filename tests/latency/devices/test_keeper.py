@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from latency.conftest import is_left
 
 from mobilec.errors import BackendError, BackendUnavailable
 from mobilec.latency.devices import transport as transport_module
