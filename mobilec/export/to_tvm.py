@@ -30,6 +30,8 @@ def write(request: WriteRequest) -> Written:
     """
     check(request.cpu, request.executable)
     from mobilec.export.kernels.account import account, write_account
+    from mobilec.export.kernels.aten import has_kernel
+    from mobilec.export.kernels.breakdown import broken_down
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
@@ -43,6 +45,7 @@ def write(request: WriteRequest) -> Written:
     progress("choosing kernels")
     with quiet() as log:
         try:
+            program = broken_down(program, has_kernel)
             lowered = lower(program, cpu, tiles)
             progress(f"compiling {len(lowered.kernels)} kernels")
             compiled = build(lowered.kernels, cpu)

@@ -34,16 +34,21 @@ class With(nn.Module):
 
 
 def run_native(module: nn.Module, inputs: Sequence[torch.Tensor], cpu: str = "host") -> list[np.ndarray]:
-    """The outputs of a module by native kernels, without any rewriting; every tensor has memory of its own."""
+    """The outputs of a module by native kernels, without any rewriting."""
+    return run_program(torch.export.export(module.eval(), tuple(inputs)), inputs, cpu)
+
+
+def run_program(program: Any, inputs: Sequence[torch.Tensor], cpu: str = "host") -> list[np.ndarray]:
+    """The outputs of a captured program by native kernels; every tensor has memory of its own."""
     import tvm
 
+    from mobilec.export.kernels.aten import has_kernel
+    from mobilec.export.kernels.breakdown import broken_down
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
 
-    with torch.no_grad():
-        results = module.eval()(*inputs)
-    program = torch.export.export(module.eval(), tuple(inputs))
+    program = broken_down(program, has_kernel)
     lowered = lower(program, find_cpu(cpu))
     compiled, calls = build(lowered.kernels, find_cpu(cpu)), lowered.calls
     weights = np.frombuffer(calls.weights, np.float32)
@@ -56,7 +61,8 @@ def run_native(module: nn.Module, inputs: Sequence[torch.Tensor], cpu: str = "ho
         tensors[at].copyfrom(given.contiguous().numpy().reshape(-1))
     for call in calls.calls:
         compiled[call.kernel](*(tensors[at] for at in call.arguments))
-    shapes = [tuple(result.shape) for result in (results if isinstance(results, tuple) else (results,))]
+    nodes = {node.name: node for node in program.graph.nodes}
+    shapes = [tuple(nodes[name].meta["val"].shape) for name in program.graph_signature.user_outputs]
     return [tensors[at].numpy().reshape(shape) for at, shape in zip(calls.outputs, shapes, strict=True)]
 
 

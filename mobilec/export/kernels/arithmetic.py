@@ -23,6 +23,14 @@ ONE_BITS = 0x3F800000
 ROUND, ROUND_BITS = 12582912.0, 0x4B400000  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
 # exp(r) = 1 + r + r^2 * EXP(r) on |r| <= ln(2)/2
 EXP = (0.5, 0.166666672, 0.0416664556, 0.00833329745, 0.00139345450, 0.000199004440)
+# log(1 + f) = f - f^2 / 2 + f^3 * LOG(f), and ln(2) in two parts: Moshier's Cephes (logf.c)
+LOG = (
+    3.3333331174e-1, -2.4999993993e-1, 2.0000714765e-1, -1.6668057665e-1, 1.4249322787e-1, -1.2420140846e-1,
+    1.1676998740e-1, -1.1514610310e-1, 7.0376836292e-2,
+)  # fmt: skip
+LOG_LN2_HIGH, LOG_LN2_LOW = 0.693359375, -2.12194440e-4
+LOG_MIDDLE = 0x3F3504F3  # the bits of the square root of 1/2
+SMALLEST_NORMAL = 1.1754943508222875e-38
 # 2**r on |r| <= 1/2, within 9e-8 of its value
 EXP2 = (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.0013264724984765053)
 # erf(x) = x * ERF(x^2 / 8 - 1) on |x| <= 4: a Chebyshev fit, its coefficients fall off, so that Horner's rule is safe
@@ -46,9 +54,16 @@ def constant(number: float, like: Expr) -> Expr:
 
 
 def choose(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """Lane by lane. What does not change along a vector may be a scalar, as in other arithmetic."""
     from tvm import tirx
 
-    return tirx.Select(condition, yes, no)
+    lanes = max(map(_lanes, (condition, yes, no)))
+    spread = [tirx.Broadcast(each, lanes) if _lanes(each) < lanes else each for each in (condition, yes, no)]
+    return tirx.Select(*spread)
+
+
+def _lanes(value: Expr) -> int:
+    return int(str(value.ty.dtype).partition("x")[2] or 1)
 
 
 def named(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
@@ -85,6 +100,12 @@ def magnitude(x: Expr) -> Expr:
     from tvm import tirx
 
     return tirx.reinterpret(str(x.ty.dtype), _unsigned_bits(x))
+
+
+def sign(x: Expr) -> Expr:
+    """1, -1, or what is neither above nor below zero as it is."""
+    zero = constant(0.0, x)
+    return named(x, lambda v: choose(v > zero, constant(1.0, v), choose(v < zero, constant(-1.0, v), v)))
 
 
 def relu(x: Expr) -> Expr:
@@ -128,6 +149,83 @@ def exp(x: Expr) -> Expr:
         return choose(x < constant(EXP_LOWEST, x), constant(0.0, x), beyond)
 
     return named(x, limited)
+
+
+def log(x: Expr) -> Expr:
+    """The natural logarithm: e * ln(2) + log(m), m within a square root of two around 1. NaN below zero."""
+    from tvm import tirx
+
+    real = str(x.ty.dtype)
+    whole = real.replace("float", "int")
+
+    def number(bits: int) -> Expr:
+        return tirx.const(bits, whole)
+
+    def joined(f: Expr, e: Expr) -> Expr:
+        square = f * f
+        small = f * square * polynomial(f, LOG) + e * constant(LOG_LN2_LOW, f) - square * constant(0.5, f)
+        return f + small + e * constant(LOG_LN2_HIGH, f)
+
+    def apart(held: Expr, tiny: Expr) -> Expr:
+        shifted = tirx.reinterpret(whole, held) - number(LOG_MIDDLE)
+
+        def parts(s: Expr) -> Expr:
+            exponent = tirx.Cast(real, s >> number(23)) - choose(tiny, constant(23.0, x), constant(0.0, x))
+            mantissa = tirx.reinterpret(real, (s & number(0x7FFFFF)) + number(LOG_MIDDLE))
+            return named(mantissa - constant(1.0, x), lambda f: named(exponent, lambda e: joined(f, e)))
+
+        return named(shifted, parts)
+
+    def limited(v: Expr) -> Expr:
+        tiny = v < constant(SMALLEST_NORMAL, v)
+        value = named(choose(tiny, v * constant(2.0**23, v), v), lambda held: apart(held, tiny))
+        infinity = constant(float("inf"), v)
+        beyond = choose(v < infinity, value, v)  # infinity and NaN stay
+        return choose(
+            v <= constant(0.0, v),
+            choose(v < constant(0.0, v), constant(float("nan"), v), constant(float("-inf"), v)),
+            beyond,
+        )
+
+    return named(x, limited)
+
+
+def log1p(x: Expr) -> Expr:
+    """log(1 + x): log(u) * x / (u - 1) with u what 1 + x rounds to, which mends the rounding (Kahan)."""
+    from tvm import tirx
+
+    real = str(x.ty.dtype)
+
+    def mended(v: Expr, bits: Expr) -> Expr:  # as bits: TVM would cancel the sum against the difference
+        u = tirx.reinterpret(real, bits)
+        one = constant(1.0, v)
+        whole = choose(u < constant(float("inf"), v), log(u) * (v / (u - one)), u)
+        return choose(bits_are(bits, ONE_BITS), v, whole)
+
+    def bits_are(bits: Expr, wanted: int) -> Expr:
+        return tirx.EQ(bits, tirx.const(wanted, str(bits.ty.dtype)))
+
+    return named(
+        x,
+        lambda v: named(
+            tirx.reinterpret(real.replace("float", "int"), v + constant(1.0, v)), lambda bits: mended(v, bits)
+        ),
+    )
+
+
+def softplus(x: Expr) -> Expr:
+    """log(1 + e to the x), without overflow."""
+    return named(x, lambda v: relu(v) + log1p(falling(constant(0.0, v) - magnitude(v))))
+
+
+def power(x: Expr, exponent: float) -> Expr:
+    """x to an exponent that is no whole number; the error grows with the logarithm of the result."""
+    return exp(log(x) * constant(exponent, x))
+
+
+def truth(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
+    """A comparison as a number: 1 where it holds, else 0."""
+    return lambda a, b: choose(compare(a, b), constant(1.0, a), constant(0.0, a))
 
 
 def _power(x: Expr, factor: float, use: Callable[[Expr, Expr], Expr]) -> Expr:
@@ -244,4 +342,4 @@ def minimum(a: Expr, b: Expr) -> Expr:
 
 
 # Functions of so many instructions that code for every vector of a tile would take long to compile.
-LONG = frozenset({exp, falling, sigmoid, tanh, erf, gelu, gelu_tanh, silu})
+LONG = frozenset({exp, falling, log, log1p, softplus, sigmoid, tanh, erf, gelu, gelu_tanh, silu})

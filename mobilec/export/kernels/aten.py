@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels import arithmetic as ar
-from mobilec.export.kernels import attention, joins, layers
+from mobilec.export.kernels import attention, indexing, joins, layers, padding, patches, resampling, transposed
 from mobilec.export.kernels.lowering import INSTEAD, Context, Found, Pending
 from mobilec.export.kernels.values import (
     Gathered,
@@ -43,7 +43,10 @@ def lower_node(context: Context, node: Node) -> Any:
     target = node.target
     if target is operator.getitem:
         whole, which = node.args
-        return context.found[whole][which]  # type: ignore[index]
+        found = context.found[whole][which]  # type: ignore[index]
+        if found is None and node.users:
+            raise ExportError(f"there is no native kernel for result {which} of {op_name(whole)}")  # type: ignore[arg-type]
+        return found
     held = context.found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
     if isinstance(held, attention.Weights) and attention.passes_by(node):
         return attention.carried(held, node)
@@ -64,12 +67,33 @@ def lower_node(context: Context, node: Node) -> Any:
     )
 
 
+def has_kernel(target: Any) -> bool:
+    """Whether ``lower_node`` knows an operator."""
+    known = target is operator.getitem or any(target in table() for table in (_views, _functions, _kernels))
+    return known or gives_nothing(target)
+
+
+def is_arithmetic(target: Any) -> bool:
+    """Whether an operator is a function of each element."""
+    return target in _functions()
+
+
+def gives_nothing(target: Any) -> bool:
+    """Whether an operator has no result: checks, which captured programs hold."""
+    return hasattr(target, "_schema") and not target._schema.returns
+
+
 def _arithmetic(context: Context, node: Node, function: Function, operands: list[Any]) -> Found:
     for operand in operands:
         dtype = str(operand.meta["val"].dtype)
-        if dtype != "torch.float32":
+        if dtype not in ("torch.float32", "torch.bool") and not _is_promoted(context, node, operand):
             raise ExportError(f"{node} computes with {dtype}: native kernels compute in float32 only")
     return context.arithmetic(node, function, operands)
+
+
+def _is_promoted(context: Context, node: Node, operand: Node) -> bool:
+    """Whether it is a constant that becomes float32 where it meets one."""
+    return operand in context.constants and str(node.meta["val"].dtype) == "torch.float32"
 
 
 # --- views ----------------------------------------------------------------------------------------------------------
@@ -153,6 +177,7 @@ def _views() -> dict[Any, Callable[..., Any]]:
     return {
         **dict.fromkeys(_reshapes(), lambda node, value, *_, **__: reshape(value, layers.shape_of(node))),
         **dict.fromkeys(same, lambda node, value, *_, **__: value),
+        **dict.fromkeys((aten.to.dtype, aten._to_copy.default, aten.type_as.default), _converted),
         aten.permute.default: lambda node, value, axes: permute(value, [axis % len(axes) for axis in axes]),
         aten.transpose.int: _transpose,
         aten.expand.default: lambda node, value, *_, **__: expand(value, layers.shape_of(node)),
@@ -161,9 +186,23 @@ def _views() -> dict[Any, Callable[..., Any]]:
         aten.split_with_sizes.default: lambda node, value, sizes, axis=0: _split(value, sizes, axis),
         aten.split.Tensor: lambda node, value, size, axis=0: _even_split(node, value, axis),
         aten.chunk.default: lambda node, value, count, axis=0: _even_split(node, value, axis),
-        aten.upsample_nearest2d.vec: lambda node, value, *_: _nearest(value, layers.shape_of(node)),
+        aten.upsample_nearest2d.vec: lambda node, value, *_: resampling.nearest(value, layers.shape_of(node)),
+        aten._upsample_nearest_exact2d.vec: lambda node, value, *_: resampling.nearest_exact(
+            value, layers.shape_of(node)
+        ),
         aten.flip.default: _flip,
+        aten.repeat.default: _repeat,
+        aten.pixel_shuffle.default: _pixel_shuffle,
+        aten.pixel_unshuffle.default: _pixel_unshuffle,
+        aten.channel_shuffle.default: _channel_shuffle,
     }
+
+
+def _converted(node: Node, value: Value, *_: Any, **__: Any) -> Value:
+    old, new = (str(each.meta["val"].dtype).removeprefix("torch.") for each in (node.all_input_nodes[0], node))
+    if new != old and (old, new) != ("bool", "float32"):
+        raise ExportError(f"{node} converts {old} to {new}: native kernels compute in float32 only")
+    return value
 
 
 def _transpose(node: Node, value: Value, first: int, second: int) -> Value:
@@ -194,23 +233,6 @@ def _even_split(node: Node, value: Value, axis: int) -> tuple[Value, ...]:
     return _split(value, [each.shape[axis] for each in node.meta["val"]], axis)
 
 
-def _nearest(value: Value, shape: tuple[int, ...]) -> Value:
-    """Rows and columns repeated: result i reads floor(i * old / new), as PyTorch does."""
-    old = value.shape
-    if old[2] in (1, shape[2]) and old[3] in (1, shape[3]):
-        return expand(value, shape)
-
-    def where(index: Any) -> list[Any]:
-        spots = [
-            0 if old[axis] == 1 else index[axis] if old[axis] == shape[axis] else index[axis] * old[axis] // shape[axis]
-            for axis in (2, 3)
-        ]
-        return [index[0], index[1], *spots]
-
-    kept = {axis: axis for axis in range(4) if old[axis] == shape[axis]}
-    return Gathered(value, shape, where, kept, steps_of(value))
-
-
 def _flip(node: Node, value: Value, axes: list[int]) -> Value:
     flipped = {axis % len(value.shape) for axis in axes}
 
@@ -219,6 +241,42 @@ def _flip(node: Node, value: Value, axes: list[int]) -> Value:
 
     kept = {a: a for a in range(len(value.shape)) if a not in flipped}
     return Gathered(value, value.shape, where, kept, steps_of(value))
+
+
+def _repeat(node: Node, value: Value, times: list[int]) -> Value:
+    sizes = (*(1 for _ in range(len(times) - len(value.shape))), *value.shape)
+    value, shape = reshape(value, sizes), layers.shape_of(node)
+    if all(size == 1 or count == 1 for size, count in zip(sizes, times, strict=True)):
+        return expand(value, shape)
+
+    def where(index: Any) -> list[Any]:
+        return [i if count == 1 else i % size for i, size, count in zip(index, sizes, times, strict=True)]
+
+    kept = {axis: axis for axis, count in enumerate(times) if count == 1}
+    return Gathered(value, shape, where, kept, steps_of(value))
+
+
+def _pixel_shuffle(node: Node, value: Value, factor: int) -> Value:
+    *batch, channels, height, width = value.shape
+    rank = len(batch)
+    apart = reshape(value, (*batch, channels // factor**2, factor, factor, height, width))
+    moved = permute(apart, (*range(rank), rank, rank + 3, rank + 1, rank + 4, rank + 2))
+    return reshape(moved, layers.shape_of(node))
+
+
+def _pixel_unshuffle(node: Node, value: Value, factor: int) -> Value:
+    *batch, channels, height, width = value.shape
+    rank = len(batch)
+    apart = reshape(value, (*batch, channels, height // factor, factor, width // factor, factor))
+    moved = permute(apart, (*range(rank), rank, rank + 2, rank + 4, rank + 1, rank + 3))
+    return reshape(moved, layers.shape_of(node))
+
+
+def _channel_shuffle(node: Node, value: Value, groups: int) -> Value:
+    batch, channels, *rest = value.shape
+    apart = reshape(value, (batch, groups, channels // groups, *rest))
+    axes = (0, 2, 1, *range(3, 3 + len(rest)))
+    return reshape(permute(apart, axes), value.shape)
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -244,9 +302,9 @@ def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
             -1.0: lambda x: ar.constant(1.0, x) / x,
             1.0: lambda x: x,
         }
-        if exponent not in known:
-            raise ExportError(f"there is no native kernel for the power {exponent}")
-        return known[exponent], [node.args[0]]
+        if exponent not in known and exponent == int(exponent):
+            raise ExportError(f"there is no native kernel for the power {exponent:g}")
+        return known.get(exponent, lambda x: ar.power(x, exponent)), [node.args[0]]
 
     def gelu(node: Node) -> tuple[Function, list[Any]]:
         return ar.gelu_tanh if node.kwargs.get("approximate") == "tanh" else ar.gelu, [node.args[0]]
@@ -285,8 +343,36 @@ def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
         aten.clamp_min.default: lambda node: _clamp(node, node.args[1], None),
         aten.clamp_max.default: lambda node: _clamp(node, None, node.args[1]),
         aten.leaky_relu.default: _leaky_relu,
+        aten.softplus.default: _softplus,
+        aten.mish.default: one(lambda x: ar.named(x, lambda v: v * ar.tanh(ar.softplus(v)))),
+        aten.log.default: one(ar.log),
+        aten.log1p.default: one(ar.log1p),
+        aten._prelu_kernel.default: lambda node: _binary(node, _bent),
+        # Truth values are numbers here: 1 and 0.
+        aten.gt.Scalar: lambda node: _binary(node, ar.truth(operator.gt)),
+        aten.gt.Tensor: lambda node: _binary(node, ar.truth(operator.gt)),
+        aten.ge.Scalar: lambda node: _binary(node, ar.truth(operator.ge)),
+        aten.ge.Tensor: lambda node: _binary(node, ar.truth(operator.ge)),
+        aten.lt.Scalar: lambda node: _binary(node, ar.truth(operator.lt)),
+        aten.lt.Tensor: lambda node: _binary(node, ar.truth(operator.lt)),
+        aten.le.Scalar: lambda node: _binary(node, ar.truth(operator.le)),
+        aten.le.Tensor: lambda node: _binary(node, ar.truth(operator.le)),
+        aten.eq.Scalar: lambda node: _binary(node, ar.truth(tirx.EQ)),
+        aten.eq.Tensor: lambda node: _binary(node, ar.truth(tirx.EQ)),
+        aten.ne.Scalar: lambda node: _binary(node, ar.truth(tirx.NE)),
+        aten.ne.Tensor: lambda node: _binary(node, ar.truth(tirx.NE)),
+        aten.isnan.default: one(lambda x: ar.choose(ar.is_nan(x), ar.constant(1.0, x), ar.constant(0.0, x))),
+        **dict.fromkeys((aten.logical_and.default, aten.bitwise_and.Tensor), _truths(lambda a, b: a * b)),
+        **dict.fromkeys((aten.logical_or.default, aten.bitwise_or.Tensor), _truths(ar.maximum)),
+        **dict.fromkeys((aten.logical_not.default, aten.bitwise_not.default), _truths(_not)),
+        aten.where.self: _mixed,
+        aten.where.ScalarOther: _mixed,
+        aten.where.ScalarSelf: _mixed,
+        aten.masked_fill.Scalar: lambda node: _mixed(node, filled=True),
+        aten.masked_fill.Tensor: lambda node: _mixed(node, filled=True),
         aten.neg.default: one(lambda x: ar.constant(0.0, x) - x),
         aten.abs.default: one(ar.magnitude),
+        aten.sign.default: one(ar.sign),
         aten.sqrt.default: one(tirx.sqrt),
         aten.rsqrt.default: one(lambda x: ar.constant(1.0, x) / tirx.sqrt(x)),
         aten.reciprocal.default: one(lambda x: ar.constant(1.0, x) / x),
@@ -340,6 +426,56 @@ def _leaky_relu(node: Node) -> tuple[Function, list[Any]]:
     return function, [node.args[0]]
 
 
+def _softplus(node: Node) -> tuple[Function, list[Any]]:
+    beta = float(node.args[1]) if len(node.args) > 1 else 1.0  # type: ignore[arg-type]
+    limit = float(node.args[2]) if len(node.args) > 2 else 20.0  # type: ignore[arg-type]
+
+    def function(x: Any) -> Any:
+        def bent(v: Any) -> Any:
+            soft = ar.softplus(v * ar.constant(beta, v)) * ar.constant(1 / beta, v)
+            return ar.choose(v > ar.constant(limit / beta, v), v, soft)
+
+        return ar.named(x, bent)
+
+    return function, [node.args[0]]
+
+
+def _not(x: Any) -> Any:
+    return ar.constant(1.0, x) - x
+
+
+def _bent(x: Any, slope: Any) -> Any:
+    return ar.named(x, lambda v: ar.choose(v > ar.constant(0.0, v), v, v * slope))
+
+
+def _truths(function: Function) -> Callable[[Node], tuple[Function, list[Any]]]:
+    """A function of truth values. Of numbers it would be another: such are refused."""
+
+    def of(node: Node) -> tuple[Function, list[Any]]:
+        for operand in node.all_input_nodes:
+            if str(operand.meta["val"].dtype) != "torch.bool":
+                raise ExportError(f"{node} takes a number for a truth value: there is no native kernel for that")
+        return function, list(node.args)
+
+    return of
+
+
+def _mixed(node: Node, filled: bool = False) -> tuple[Function, list[Any]]:
+    """Of (truth, where true, where false), of which two may be numbers; ``filled``: (false, truth, true)."""
+    false, truth, true = node.args if filled else (node.args[2], node.args[0], node.args[1])  # type: ignore[misc]
+    given = [truth, *(each for each in (true, false) if not isinstance(each, int | float))]
+
+    def function(condition: Any, *others: Any) -> Any:
+        rest = iter(others)
+        like = others[0] if others else condition
+        yes, no = (
+            ar.constant(float(each), like) if isinstance(each, int | float) else next(rest) for each in (true, false)
+        )
+        return ar.choose(condition > ar.constant(0.5, condition), yes, no)
+
+    return function, given
+
+
 def _square(x: Any) -> Any:
     return ar.named(x, lambda v: v * v)
 
@@ -367,12 +503,36 @@ def _kernels() -> dict[Any, Callable[..., Any]]:
         aten.layer_norm.default: layers.layer_norm,
         aten.group_norm.default: layers.group_norm,
         aten.batch_norm.default: _batch_norm,
+        aten._native_batch_norm_legit_no_training.default: _first_of(
+            lambda context, node, *given: _batch_norm(context, node, *given[:5], False, *given[5:])
+        ),
+        aten.max.dim: _first_of(layers.largest),
+        aten.min.dim: _first_of(layers.smallest),
+        aten.max_pool2d_with_indices.default: _first_of(layers.max_pool2d),
         aten.max_pool2d.default: layers.max_pool2d,
         aten.avg_pool2d.default: layers.avg_pool2d,
         aten.adaptive_avg_pool2d.default: layers.adaptive_avg_pool2d,
         aten.cat.default: _concatenate,
-        aten.pad.default: _pad,
-        aten.constant_pad_nd.default: lambda context, node, x, pads, value=0.0: _pad(
+        aten.slice_scatter.default: joins.overwritten,
+        aten.select_scatter.default: joins.overwritten_at,
+        aten.copy.default: lambda context, node, x, source, *_: expand(context.value(source), layers.shape_of(node)),
+        aten.index.Tensor: indexing.index,
+        aten.index_select.default: indexing.select,
+        aten.instance_norm.default: _instance_norm,
+        aten.full_like.default: lambda context, node, x, number, **_: _full(context, node, number),
+        aten.zeros_like.default: lambda context, node, x, **_: _full(context, node, 0.0),
+        aten.ones_like.default: lambda context, node, x, **_: _full(context, node, 1.0),
+        aten.new_zeros.default: lambda context, node, *_, **__: _full(context, node, 0.0),
+        aten.new_ones.default: lambda context, node, *_, **__: _full(context, node, 1.0),
+        aten.conv_transpose1d.default: transposed.conv_transpose1d,
+        aten.conv_transpose2d.input: transposed.conv_transpose2d,
+        aten.adaptive_max_pool2d.default: _first_of(layers.adaptive_max_pool2d),
+        aten.amin.default: layers.smallest,
+        aten.upsample_bilinear2d.vec: resampling.bilinear,
+        aten.im2col.default: patches.unfold,
+        aten.col2im.default: patches.fold,
+        aten.pad.default: padding.pad,
+        aten.constant_pad_nd.default: lambda context, node, x, pads, value=0.0: padding.pad(
             context, node, x, pads, "constant", value
         ),
     }
@@ -386,7 +546,7 @@ def _batch_norm(
 
     if training:
         raise ExportError(f"{node} normalises by its own batch: call .eval() before exporting")
-    shape = layers.shape_of(node)
+    shape = layers.shape_of(x)
     scale = 1.0 / np.sqrt(context.array(variance).astype(np.float64) + epsilon)
     scale = scale * (context.array(weight) if weight is not None else 1.0)
     shift = -context.array(mean) * scale + (context.array(bias) if bias is not None else 0.0)
@@ -397,31 +557,32 @@ def _batch_norm(
     return context.write(tree) if len(node.users) > 1 else tree
 
 
-def _pad(context: Context, node: Node, x: Node, pads: list[int], mode: str = "constant", value: Any = None) -> Stored:
-    """The whole filled, then the input copied to its place. ``pads``: (before, after) of the last axis first."""
+def _first_of(kernel: Callable[..., Found]) -> Callable[..., tuple[Value | None, ...]]:
+    """Of several results (places of the largest, statistics) there are kernels for the first alone."""
+
+    def lower(context: Context, node: Node, *given: Any, **named: Any) -> tuple[Value | None, ...]:
+        found = kernel(context, node, *given, **named)
+        if not isinstance(found, Stored):
+            found = context.finish(found) if isinstance(found, Pending) else context.write(found)
+        return (found, *(None for _ in node.meta["val"][1:]))
+
+    return lower
+
+
+def _full(context: Context, node: Node, number: float) -> Value:
     import numpy as np
 
-    from mobilec.export.kernels.loops import seq
-    from mobilec.export.kernels.pointwise import pointwise
-    from mobilec.export.kernels.values import leaves, order_of
+    value, shape = context.program.constant(np.full(1, number, np.float32)), layers.shape_of(node)
+    return expand(value, shape) if shape else reshape(value, shape)
 
-    if mode != "constant":
-        raise ExportError(f"{node} pads by {mode}: native kernels pad with a number")
-    shape, source = layers.shape_of(node), context.value(x)
-    filling = expand(context.program.constant(np.full(1, value or 0.0, np.float32)), shape)
-    starts = [0] * len(shape)
-    for at in range(len(pads) // 2):
-        axis, before, after = len(shape) - 1 - at, pads[2 * at], pads[2 * at + 1]
-        source = cut(source, axis, max(0, -before), source.shape[axis] - max(0, -after))
-        starts[axis] = max(0, before)
 
-    def write(target: Stored) -> Any:
-        place: Value = target
-        for axis, start in enumerate(starts):
-            place = cut(place, axis, start, start + source.shape[axis])
-        return seq([pointwise(filling, target, context.cpu), pointwise(source, place, context.cpu)])  # type: ignore[arg-type]
-
-    return context.program.call("pad", [*leaves(filling), *leaves(source)], shape, order_of(source), "float32", write)
+def _instance_norm(
+    context: Context, node: Node, x: Node, weight: Any, bias: Any, mean: Any, variance: Any, own: bool, momentum: float,
+    epsilon: float, *_: Any,
+) -> Found:  # fmt: skip
+    if not own:
+        return _batch_norm(context, node, x, weight, bias, mean, variance, False, momentum, epsilon)
+    return layers.group_norm(context, node, x, layers.shape_of(x)[1], weight, bias, epsilon)
 
 
 def _concatenate(context: Context, node: Node, parts: list[Node], axis: int = 0) -> Found:

@@ -9,10 +9,41 @@ from typing import TYPE_CHECKING, Any
 from mobilec.export.kernels.loops import seq
 from mobilec.export.kernels.lowering import Context, Pending
 from mobilec.export.kernels.pointwise import pointwise
-from mobilec.export.kernels.values import Hole, Stored, Value, cut, leaves, order_of, substitute
+from mobilec.export.kernels.values import Hole, Stored, Value, cut, leaves, order_of, reshape, substitute
 
 if TYPE_CHECKING:
     from torch.fx import Node
+
+
+def overwritten(
+    context: Context, node: Node, whole: Node, part: Node, axis: int = 0, start: Any = None, stop: Any = None,
+    step: int = 1,
+) -> Stored:  # fmt: skip
+    """``slice_scatter``: ``whole`` with ``part`` in the place of a slice."""
+    first, end, _ = slice(start, stop).indices(whole.meta["val"].shape[axis])
+    return _overwrite(context, node, whole, context.value(part), axis, (first, max(first, end), step))
+
+
+def overwritten_at(context: Context, node: Node, whole: Node, part: Node, axis: int, which: int) -> Stored:
+    """``select_scatter``: ``whole`` with ``part`` at one place along an axis."""
+    shape = list(whole.meta["val"].shape)
+    which %= shape[axis]
+    shape[axis] = 1
+    return _overwrite(context, node, whole, reshape(context.value(part), shape), axis, (which, which + 1, 1))
+
+
+def _overwrite(
+    context: Context, node: Node, whole: Node, part: Value, axis: int, places: tuple[int, int, int]
+) -> Stored:
+    base = context.value(whole)
+    axis %= len(base.shape)
+
+    def write(target: Stored) -> Any:
+        place = cut(target, axis, *places)
+        return seq([pointwise(base, target, context.cpu), pointwise(part, place, context.cpu)])  # type: ignore[arg-type]
+
+    read = [*leaves(base), *leaves(part)]
+    return context.program.call("overwrite", read, base.shape, order_of(base), "float32", write, [node.name])
 
 
 def concatenate(context: Context, node: Node, parts: Sequence[Node], axis: int = 0) -> Pending:

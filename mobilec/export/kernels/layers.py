@@ -31,7 +31,9 @@ def add(a: Any, b: Any) -> Any:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+    """Of what it computes; of the first, where it has several results."""
+    value = node.meta["val"]
+    return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
 
 
 def settle(context: Context, node: Node, pending: Pending) -> Found:
@@ -337,6 +339,12 @@ def largest(context: Context, node: Node, x: Node, dim: Any = None, keepdim: boo
     return _reduction(context, node, x, dim, float("-inf"), maximum, None)
 
 
+def smallest(context: Context, node: Node, x: Node, dim: Any = None, keepdim: bool = False) -> Found:
+    from mobilec.export.kernels.arithmetic import minimum
+
+    return _reduction(context, node, x, dim, float("inf"), minimum, None)
+
+
 def _axes(x: Node, dim: Any) -> list[int]:
     rank = len(shape_of(x))
     given = list(range(rank)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
@@ -474,13 +482,20 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(context: Context, node: Node, x: Node, size: Any) -> Found:
-    wanted, given = pair(size), shape_of(x)[2:]
-    if wanted == (1, 1):
+    if pair(size) == (1, 1):
         return mean(context, node, x, [-2, -1])
+    return avg_pool2d(context, node, x, _even_windows(node, size, shape_of(x)[2:]))
+
+
+def adaptive_max_pool2d(context: Context, node: Node, x: Node, size: Any) -> Found:
+    return max_pool2d(context, node, x, _even_windows(node, size, shape_of(x)[2:]))
+
+
+def _even_windows(node: Node, size: Any, given: tuple[int, ...]) -> list[int]:
+    wanted = pair(size)
     if any(old % new for old, new in zip(given, wanted, strict=True)):
         raise ExportError(f"{node} pools {given} to {wanted}: native kernels pool in windows of one size")
-    kernel = [old // new for old, new in zip(given, wanted, strict=True)]
-    return avg_pool2d(context, node, x, kernel)
+    return [old // new for old, new in zip(given, wanted, strict=True)]
 
 
 def _pool(

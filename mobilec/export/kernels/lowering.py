@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 Write = Callable[[Value, Stored], Any]
+_MOST_COMPUTED = 1 << 20  # elements of a constant that is computed as kernels are chosen
 INSTEAD = "export to ONNX, or write that part of the model with other operations"
 
 
@@ -99,7 +100,10 @@ class Context:
 
     def _look(self, node: Node) -> Any:
         if node not in self.found and node in self.constants:
-            self.found[node] = self.program.constant(self.constants[node])
+            array = self.constants[node]
+            if array.dtype == np.bool_ or np.issubdtype(array.dtype, np.integer):  # truth is 1, as comparisons give it
+                array = array.astype(np.float32)
+            self.found[node] = self.program.constant(array)
         return self.found[node]
 
     # --- writing ---------------------------------------------------------------------------------------------------
@@ -165,7 +169,7 @@ def lower(program: ExportedProgram, cpu: Cpu, tiles: Tiles | None = None) -> Low
     """
     import torch
 
-    from mobilec.export.kernels.aten import lower_node
+    from mobilec.export.kernels.aten import gives_nothing, lower_node
 
     signature = program.graph_signature
     nodes = {node.name: node for node in program.graph.nodes}
@@ -184,11 +188,35 @@ def lower(program: ExportedProgram, cpu: Cpu, tiles: Tiles | None = None) -> Low
         for node in program.graph.nodes:
             if node.op == "call_function":
                 building.node = node.name
+                if gives_nothing(node.target) or _is_constant(context, node):
+                    continue
                 found = _placed(lower_node, context, node)
                 if isinstance(found, Pending) and not found.nodes:
                     found = replace(found, nodes=(node.name,))
                 context.found[node] = found
-        return building.close([_output(context, nodes[name]) for name in signature.user_outputs])
+        outputs = [nodes[name] for name in signature.user_outputs]
+        for node in outputs:
+            _check_dtype(node)
+        return building.close([_output(context, node) for node in outputs])
+
+
+def _is_constant(context: Context, node: Node) -> bool:
+    """Computes a small tensor of constants, where it is arithmetic or of a type that kernels do not know."""
+    import torch
+
+    from mobilec.export.kernels.aten import is_arithmetic
+
+    value = node.meta.get("val")
+    given = node.all_input_nodes
+    if not isinstance(value, torch.Tensor) or any(each not in context.constants for each in given):
+        return False
+    kinds = {value.dtype, *(each.meta["val"].dtype for each in given)}
+    if value.numel() > _MOST_COMPUTED or (given and kinds == {torch.float32} and not is_arithmetic(node.target)):
+        return False
+    tensors = {each: torch.from_numpy(context.constants[each]) for each in given}
+    arguments, keywords = torch.fx.node.map_arg((node.args, node.kwargs), tensors.__getitem__)
+    context.constants[node] = node.target(*arguments, **keywords).contiguous().numpy()  # type: ignore[operator]
+    return True
 
 
 def _placed(lower_node: Callable[[Context, Node], Any], context: Context, node: Node) -> Any:

@@ -62,6 +62,7 @@ class Gathered:
         where: own index -> the source's index.
         axes: own axis -> the source's axis, for those along which neighbours stay neighbours.
         steps: how far apart neighbours lie about, axis by axis, to choose an order by; empty: as in row-major order.
+        tables: what ``where`` reads.
     """
 
     source: Value
@@ -69,6 +70,7 @@ class Gathered:
     where: Callable[[Sequence[Expr]], list[Expr]]
     axes: dict[int, int] = field(default_factory=dict)
     steps: Shape = ()
+    tables: tuple[Stored, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -130,7 +132,7 @@ def leaves(value: Value) -> list[Stored]:
         return [value]
     if isinstance(value, Map):
         return [leaf for part in value.operands for leaf in leaves(part)]
-    return leaves(value.source) if isinstance(value, Gathered) else []
+    return [*leaves(value.source), *value.tables] if isinstance(value, Gathered) else []
 
 
 def substitute(tree: Value, held: Value) -> Value:

@@ -105,14 +105,32 @@ def test_errors_of_activations_and_falling_exponentials(lanes: int) -> None:
         assert np.all(falling[x < -88] == 0)
 
 
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_errors_of_logarithms(lanes: int) -> None:
+    log, log1p, softplus = compiled([arithmetic.log, arithmetic.log1p, arithmetic.softplus], lanes)
+    x = points().astype(np.float64)
+    with np.errstate(all="ignore"):
+        near_one = np.abs(x - 1) < 0.5
+        assert worst(log[~near_one], np.log(x[~near_one]), relative=True) < 2e-7
+        assert worst(log[near_one], np.log(x[near_one])) < 1e-7
+        assert worst(log1p[x != 0], np.log1p(x[x != 0]), relative=True) < 3e-7
+        assert np.all(log1p[x == 0] == 0)
+        true = np.logaddexp(0, x)
+        assert worst(softplus, np.where(x == np.inf, np.inf, true)) < np.inf
+        usual = np.isfinite(x)
+        assert (np.abs(softplus - true)[usual] / np.maximum(1, true[usual])).max() < 3e-7
+
+
 def test_nan_stays_whatever_its_bits() -> None:
     import tvm
 
     odd = np.array([0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0xFFC12345, 0xFF8000FF, 0x7FD55555, 0xFFFFFFFF, 0x7FC00055])
     x = odd.astype(np.uint32).view(np.float32)
     functions = [arithmetic.exp, arithmetic.falling, arithmetic.sigmoid, arithmetic.tanh, arithmetic.silu]
-    library = compiled_library([*functions, arithmetic.erf, arithmetic.gelu, arithmetic.gelu_tanh], len(x), 8)
-    for at in range(8):
+    functions += [arithmetic.erf, arithmetic.gelu, arithmetic.gelu_tanh]
+    functions += [arithmetic.log, arithmetic.log1p, arithmetic.softplus, arithmetic.sign]
+    library = compiled_library(functions, len(x), 8)
+    for at in range(len(functions)):
         result = tvm.runtime.tensor(np.zeros_like(x))
         library[f"f{at}"](tvm.runtime.tensor(x), result)
         assert np.isnan(result.numpy()).all(), at
