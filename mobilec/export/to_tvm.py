@@ -14,7 +14,6 @@ from mobilec.errors import ExportError
 from mobilec.export.blame import conversion_error
 from mobilec.export.linking import check_linker
 from mobilec.export.native import EXECUTABLE, Model, write_executable, write_header, write_library
-from mobilec.export.outputs import tensors_only
 from mobilec.export.quiet import aloud, quiet
 from mobilec.export.request import WriteRequest, Written
 
@@ -30,8 +29,7 @@ def write(request: WriteRequest) -> Written:
     """
     check(request.cpu, request.executable)
     from mobilec.export.kernels.account import account, write_account
-    from mobilec.export.kernels.aten import has_kernel
-    from mobilec.export.kernels.breakdown import broken_down
+    from mobilec.export.kernels.breakdown import prepared
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
@@ -39,13 +37,12 @@ def write(request: WriteRequest) -> Written:
     from mobilec.export.tuning import read_choices
 
     cpu = find_cpu(request.cpu or HOST)
-    program = tensors_only(request.program)
     tiles = Tiles(cpu, read_choices(request.tuning, cpu) if request.tuning else None)
     progress = aloud(request.progress)
     progress("choosing kernels")
     with quiet() as log:
         try:
-            program = broken_down(program, has_kernel)
+            program = prepared(request.program)
             lowered = lower(program, cpu, tiles)
             progress(f"compiling {len(lowered.kernels)} kernels")
             compiled = build(lowered.kernels, cpu)
@@ -62,7 +59,7 @@ def write(request: WriteRequest) -> Written:
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:  # TVM's errors have no root of their own
-            raise conversion_error("TVM", program, error, log.text) from error
+            raise conversion_error("TVM", request.program, error, log.text) from error
     options: dict[str, Any] = {
         "cpu": cpu.name,
         "cpu_model": cpu.model,

@@ -151,14 +151,14 @@ def tune(
 
 
 def _rewritten(artifact: Artifact, rule_files: Sequence[str | Path]) -> Any:
-    from mobilec.export.outputs import tensors_only
+    from mobilec.export.kernels.breakdown import prepared
     from mobilec.export.quiet import quiet
     from mobilec.export.rederive import rewrite_again
     from mobilec.runtime.program_file import read_program
 
     with quiet():
         program = read_program(artifact.reference_path)
-        return tensors_only(rewrite_again(program, artifact.manifest, rule_files).program)
+        return prepared(rewrite_again(program, artifact.manifest, rule_files).program)
 
 
 @dataclass

@@ -42,13 +42,12 @@ def run_program(program: Any, inputs: Sequence[torch.Tensor], cpu: str = "host")
     """The outputs of a captured program by native kernels; every tensor has memory of its own."""
     import tvm
 
-    from mobilec.export.kernels.aten import has_kernel
-    from mobilec.export.kernels.breakdown import broken_down
+    from mobilec.export.kernels.breakdown import prepared
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
 
-    program = broken_down(program, has_kernel)
+    program = prepared(program)
     lowered = lower(program, find_cpu(cpu))
     compiled, calls = build(lowered.kernels, find_cpu(cpu)), lowered.calls
     weights = np.frombuffer(calls.weights, np.float32)

@@ -46,6 +46,19 @@ class Case:
     part: Any
 
 
+def _compared(x: Tensor) -> Tensor:
+    y = x.flip(3)
+    either = torch.logical_or((x >= y) & (x != y), torch.logical_and(x < y, x != 0.25))
+    return torch.where(either, x, torch.where(torch.logical_not(x <= y) | (x == y) | (x > y), y * 2, (x == 0).float()))
+
+
+def _overwritten(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, 1] = x[:, 0] * 2
+    y[..., 1:9:2] = x[..., 2:10:2]
+    return y
+
+
 def cases() -> list[Case]:
     torch.manual_seed(0)
     found: list[Case] = []
@@ -67,6 +80,22 @@ def cases() -> list[Case]:
         part = nn.Conv2d(21, 21, kernel, stride, padding, groups=21)  # type: ignore[arg-type]
         add(f"depthwise {kernel}, stride {stride}", "image", part)
     add("depthwise, wide", "wide", nn.Sequential(nn.Conv2d(36, 36, 3, 1, 1, groups=36), nn.GELU()))
+    add("transposed", "image", nn.Sequential(nn.ConvTranspose2d(21, 10, 3, 2, 1, 1), nn.PReLU(10)))
+    add("transposed rows", "q", nn.ConvTranspose1d(16, 5, 4, 2, 1))
+    add("bilinear", "image", lambda x: F.interpolate(x, size=(13, 20), mode="bilinear"))
+    add("patches", "batch", lambda x: F.fold(F.unfold(x[:, :4, :6, :6], 2, stride=2), (6, 6), 2, stride=2))
+    add("instance norm", "batch", nn.InstanceNorm2d(42, affine=True))
+    add("overwritten", "image", _overwritten)
+    places = torch.tensor([3, 0, -1, 7])
+    add("places", "image", lambda x: x[:, places] + x.index_select(1, places.abs()))
+    add("ends", "image", lambda x: x.amin(1) + x.max(1)[0] - x.min(1)[0] + F.adaptive_max_pool2d(x, 1).mean(1))
+    add("logarithms", "image", lambda x: F.softplus(x) + F.mish(x) + torch.log1p(x.abs()) - (x.square() + 1).log())
+    add(
+        "truth values",
+        "batch",
+        lambda x: torch.where(((x > 0.5) & (x < 1)) | ~(x >= -1), x * x.sign(), 2.0).masked_fill(x <= -2, 0.5),
+    )
+    add("comparisons", "batch", _compared)
     add("max pool, wide", "wide", nn.MaxPool2d(3, 2, 1))
     add("max pool", "image", nn.MaxPool2d(3, 2, 1))
     add("average pool", "batch", nn.AvgPool2d(3, 2, 1, count_include_pad=False))
@@ -153,12 +182,13 @@ def numbers() -> list[Tensor]:
 
 def write_executable(module: nn.Module, inputs: Sequence[Tensor], cpu: str, folder: Path) -> Path:
     """A static executable of a module, without any rewriting."""
+    from mobilec.export.kernels.breakdown import prepared
     from mobilec.export.kernels.cpu import find_cpu
     from mobilec.export.kernels.lowering import lower
     from mobilec.export.kernels.program import build
     from mobilec.export.native import EXECUTABLE, Model, write_executable
 
-    program = torch.export.export(module.eval(), tuple(inputs))
+    program = prepared(torch.export.export(module.eval(), tuple(inputs)))
     found = find_cpu(cpu)
     lowered = lower(program, found)
     with torch.no_grad():

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 _ROUNDS = 8  # what an operator is made of may have to be broken down, too
 
 
+def prepared(program: ExportedProgram) -> ExportedProgram:
+    """A rewritten program as kernels are chosen for it: tensors as outputs, and operators that have kernels."""
+    from mobilec.export.kernels.aten import has_kernel
+    from mobilec.export.outputs import tensors_only
+
+    return broken_down(tensors_only(program), has_kernel)
+
+
 def broken_down(program: ExportedProgram, has_kernel: Callable[[Any], bool]) -> ExportedProgram:
     """``program`` with every operator that has no kernel broken down, where there is a way; the others stay.
 
