@@ -1,4 +1,4 @@
-"""Operators with a main loop, as kernels."""
+"""Products, reductions, norms and pools as kernels."""
 
 from __future__ import annotations
 
@@ -9,208 +9,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilec.errors import ExportError
-from mobilec.export.kernels import attention, products, rows, windows, winograd
+from mobilec.export.kernels import attention, products, rows, windows
 from mobilec.export.kernels.ahead import lines_of
-from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.lowering import (
+    CHANNELS_LAST,
+    Context,
+    Found,
+    Pending,
+    add,
+    channels_last,
+    pair,
+    settle,
+    shape_of,
+    with_bias,
+)
 from mobilec.export.kernels.tiles import Tile
-from mobilec.export.kernels.values import Hole, Map, Stored, Value, cut, expand, order_of, permute, reshape
+from mobilec.export.kernels.values import (
+    Hole,
+    Map,
+    Memory,
+    Stored,
+    Value,
+    contiguous,
+    expand,
+    order_of,
+    permute,
+    reshape,
+)
+from mobilec.export.kernels.views import VIEWS, view_of
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
-CHANNELS_LAST = (0, 2, 3, 1)
+# --- products -------------------------------------------------------------------------------------------------------
 
 
-def pair(value: Any) -> tuple[int, int]:
-    numbers = [value] if isinstance(value, int) else list(value)
-    return (int(numbers[0]), int(numbers[-1]))
-
-
-def add(a: Any, b: Any) -> Any:
-    return a + b
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """Of what it computes; of the first, where it has several results."""
-    value = node.meta["val"]
-    return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
-
-
-def settle(context: Context, node: Node, pending: Pending) -> Found:
-    """Written at once where several read it, else left open for arithmetic."""
-    return context.finish(pending) if len(node.users) != 1 else pending
-
-
-def with_bias(context: Context, shape: tuple[int, ...], bias: Any, axis: int) -> Value:
-    hole = Hole(shape)
-    if bias is None:
-        return hole
-    numbers = context.program.constant(context.array(bias))
-    lifted = reshape(numbers, [shape[axis] if a == axis else 1 for a in range(len(shape))])
-    return Map(add, (hole, expand(lifted, shape)), shape, "float32")
-
-
-# --- convolutions ---------------------------------------------------------------------------------------------------
-
-
-def conv1d(
-    context: Context, node: Node, x: Node, weight: Node, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Found:  # fmt: skip
-    """As a convolution of images of height one."""
-    batch, channels, length = shape_of(x)
-    image = reshape(context.stored(x), (batch, channels, 1, length))
-    filters = context.array(weight)[:, :, None, :]
-    whole = (*shape_of(node)[:2], 1, shape_of(node)[2])
-    flat = _convolution(
-        context,
-        image,
-        filters,
-        bias,
-        whole,
-        (1, pair(stride)[0]),
-        (0, pair(padding)[0]),
-        (1, pair(dilation)[0]),
-        groups,
-    )
-    return reshape(context.finish(flat), shape_of(node))
-
-
-def conv2d(
-    context: Context, node: Node, x: Node, weight: Node, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Found:  # fmt: skip
-    filters = context.array(weight)
-    return settle(
-        context,
-        node,
-        _convolution(
-            context,
-            context.stored(x),
-            filters,
-            bias,
-            shape_of(node),
-            pair(stride),
-            pair(padding),
-            pair(dilation),
-            groups,
-        ),
-    )
-
-
-def _convolution(
-    context: Context, image: Value, filters: np.ndarray, bias: Any, shape: tuple[int, ...], stride: tuple[int, int],
-    padding: tuple[int, int], dilation: tuple[int, int], groups: int,
-) -> Pending:  # fmt: skip
-    outs, ins, high, wide = filters.shape
-    cpu = context.cpu
-    tree = with_bias(context, shape, bias, 1)
-    _, channels, height, width = image.shape
-    down = windows.Window(high, stride[0], padding[0], dilation[0], height, shape[2])
-    across = windows.Window(wide, stride[1], padding[1], dilation[1], width, shape[3])
-    name = f"conv_{high}x{wide}_{channels}_to_{outs}_at_{shape[2]}x{shape[3]}"
-    if groups == 1 and (high, wide) == (1, 1) and stride == (1, 1) and padding == (0, 0):
-        return _rows_product(context, name, image, filters[:, :, 0, 0].T, tree)
-    source = permute(image, CHANNELS_LAST)
-    if not isinstance(source, Stored):
-        source = context.write(source, order=range(4))
-    if groups == outs == channels:
-        weights = context.program.constant(np.ascontiguousarray(filters[:, 0].transpose(1, 2, 0)))
-
-        def depthwise(tree: Value, target: Stored) -> Any:
-            moved, place = _last(tree), _last(target)
-            return windows.depthwise(source, weights, down, across, moved, place, cpu)  # type: ignore[arg-type]
-
-        return Pending(f"depthwise_{name}", (source, weights), shape, CHANNELS_LAST, tree, depthwise)
-    if groups == 1 and winograd.is_worth(down, across, image.shape[0], ins, outs):
-        return _winograd(context, name, source, filters, down, across, tree)
-    per = outs // groups
-    tile = context.tiles.choose(name, shape[3], per, high * wide * ins)
-    packed = [
-        context.program.constant(products.pack(filters[g * per : (g + 1) * per].transpose(2, 3, 1, 0), tile))
-        for g in range(groups)
-    ]
-
-    def dense(tree: Value, target: Stored) -> Any:
-        from mobilec.export.kernels.loops import seq
-
-        moved, place = _last(tree), _last(target)
-        parts = []
-        for g in range(groups):
-            own = (g * per, (g + 1) * per)
-            part = cut(source, 3, g * ins, (g + 1) * ins)
-            parts.append(
-                windows.dense(part, packed[g], tile, down, across, cut(moved, 3, *own), cut(place, 3, *own))  # type: ignore[arg-type]
-            )
-        return seq(parts)
-
-    return Pending(name, (source, *packed), shape, CHANNELS_LAST, tree, dense)
-
-
-def _winograd(
-    context: Context, name: str, image: Stored, filters: np.ndarray, down: windows.Window, across: windows.Window,
-    tree: Value,
-) -> Pending:  # fmt: skip
-    """A 3x3 convolution of ``image`` [B, H, W, C] by three kernels, the last of which is open."""
-    outs, ins = filters.shape[:2]
-    grid = (image.shape[0], winograd.tiles_along(down), winograd.tiles_along(across))
-    count, order = math.prod(grid), range(5)
-    pixels = context.program.call(
-        f"pixels_of_{name}", [image], (winograd.PLACES, *grid, ins), order, "float32",
-        lambda target: winograd.move_pixels(image, down, across, target, context.cpu),
-    )  # fmt: skip
-    tile = context.tiles.choose(f"products_of_{name}", count, outs, ins)
-    packed = context.program.constant(
-        np.concatenate([products.pack(each, tile) for each in winograd.moved_filters(filters)])
-    )
-    ahead = _ahead(context, winograd.PLACES * count, ins, tile)
-    flat = (winograd.PLACES, count)
-
-    def multiply(target: Stored) -> Any:
-        left, place = reshape(pixels, (*flat, ins)), reshape(target, (*flat, outs))
-        return products.product(left, packed, tile, Hole(place.shape), place, *ahead)  # type: ignore[arg-type]
-
-    sums = context.program.call(
-        f"products_of_{name}", [pixels, packed, *ahead], (winograd.PLACES, *grid, outs), order, "float32", multiply,
-        [context.program.node], macs=winograd.PLACES * count * ins * outs,
-    )  # fmt: skip
-
-    def write(tree: Value, target: Stored) -> Any:
-        return winograd.move_sums(sums, _last(tree), _last(target), context.cpu)  # type: ignore[arg-type]
-
-    return Pending(name, (sums,), tree.shape, CHANNELS_LAST, tree, write, macs=0)
-
-
-def _last(value: Value) -> Value:
-    return permute(value, CHANNELS_LAST)
-
-
-def _rows_product(context: Context, name: str, image: Value, weight: np.ndarray, tree: Value) -> Pending:
-    """A 1x1 convolution: pixels [M, K] times ``weight`` [K, N]."""
-    batch, channels, height, width = image.shape
-    pixels = reshape(permute(image, CHANNELS_LAST), (batch * height * width, channels))
-    if not isinstance(pixels, Stored):
-        copied = context.write(image, order=CHANNELS_LAST)
-        pixels = reshape(permute(copied, CHANNELS_LAST), (batch * height * width, channels))
-        assert isinstance(pixels, Stored)
-    count, outs = pixels.shape[0], weight.shape[1]
-    tile = context.tiles.choose(name, count, outs, channels)
-    packed = context.program.constant(products.pack(weight, tile))
-    ahead = _ahead(context, count, channels, tile)
-
-    def write(tree: Value, target: Stored) -> Any:
-        flat_tree, flat_target = (reshape(_last(value), (count, outs)) for value in (tree, target))
-        return products.product(pixels, packed, tile, flat_tree, flat_target, *ahead)  # type: ignore[arg-type]
-
-    return Pending(name, (pixels, packed, *ahead), tree.shape, CHANNELS_LAST, tree, write)
-
-
-def _ahead(context: Context, rows: int, depth: int, tile: Tile) -> list[Stored]:
+def asked_ahead(context: Context, rows: int, depth: int, tile: Tile) -> list[Stored]:
     lines = lines_of(rows, depth, tile)
     return [context.program.ahead(lines)] if lines else []
-
-
-# --- products -------------------------------------------------------------------------------------------------------
 
 
 def linear(context: Context, node: Node, x: Node, weight: Node, bias: Any = None) -> Found:
@@ -227,7 +63,7 @@ def _linear(context: Context, node: Node, x: Node, weight: np.ndarray, bias: Any
     name = f"linear_{weight.shape[0]}_to_{weight.shape[1]}_of_{count}"
     tile = context.tiles.choose(name, count, shape[-1], weight.shape[0])
     packed = context.program.constant(products.pack(weight, tile))
-    rows_of, ahead = left, _ahead(context, count, weight.shape[0], tile)
+    rows_of, ahead = left, asked_ahead(context, count, weight.shape[0], tile)
 
     def write(tree: Value, target: Stored) -> Any:
         flat = [reshape(value, (count, shape[-1])) for value in (tree, target)]
@@ -287,9 +123,6 @@ def _wanted_order(node: Node) -> tuple[int, ...]:
     Softmax is best along an axis with gaps. A map wants its channels, and a row its last axis, without gaps.
     """
     import torch
-
-    from mobilec.export.kernels.aten import VIEWS, view_of
-    from mobilec.export.kernels.values import Memory, contiguous
 
     rank = len(shape_of(node))
     plain = tuple(range(rank))
@@ -509,6 +342,6 @@ def _pool(
     across = windows.Window(taps[1], steps[1], before[1], apart[1], source.shape[2], shape[3])
 
     def pool(tree: Value, target: Stored) -> Any:
-        return write(source, down, across, _last(tree), _last(target), context.cpu)
+        return write(source, down, across, channels_last(tree), channels_last(target), context.cpu)
 
     return settle(context, node, Pending(name, (source,), shape, CHANNELS_LAST, tree, pool))  # type: ignore[arg-type]

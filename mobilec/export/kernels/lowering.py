@@ -18,6 +18,7 @@ from mobilec.export.kernels.pointwise import pointwise
 from mobilec.export.kernels.program import Lowered, Program
 from mobilec.export.kernels.tiles import Tiles
 from mobilec.export.kernels.values import (
+    Hole,
     Map,
     Stored,
     Value,
@@ -25,6 +26,8 @@ from mobilec.export.kernels.values import (
     is_whole,
     leaves,
     order_of,
+    permute,
+    reshape,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 Write = Callable[[Value, Stored], Any]
+CHANNELS_LAST = (0, 2, 3, 1)
 _MOST_COMPUTED = 1 << 20  # elements of a constant that is computed as kernels are chosen
 INSTEAD = "export to ONNX, or write that part of the model with other operations"
 
@@ -157,6 +161,45 @@ class Context:
             pending = replace(host[1], tree=tree)
             return self.finish(pending) if len(node.users) > 1 else pending
         return self.write(tree) if len(node.users) > 1 else tree
+
+
+# --- what many operators need ---------------------------------------------------------------------------------------
+
+
+def pair(value: Any) -> tuple[int, int]:
+    numbers = [value] if isinstance(value, int) else list(value)
+    return (int(numbers[0]), int(numbers[-1]))
+
+
+def add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Of what it computes; of the first, where it has several results."""
+    value = node.meta["val"]
+    return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
+
+
+def settle(context: Context, node: Node, pending: Pending) -> Found:
+    """Written at once where several read it, else left open for arithmetic."""
+    return context.finish(pending) if len(node.users) != 1 else pending
+
+
+def with_bias(context: Context, shape: tuple[int, ...], bias: Any, axis: int) -> Value:
+    hole = Hole(shape)
+    if bias is None:
+        return hole
+    numbers = context.program.constant(context.array(bias))
+    lifted = reshape(numbers, [shape[axis] if a == axis else 1 for a in range(len(shape))])
+    return Map(add, (hole, expand(lifted, shape)), shape, "float32")
+
+
+def channels_last(value: Value) -> Value:
+    return permute(value, CHANNELS_LAST)
+
+
+# --- a whole program -------------------------------------------------------------------------------------------------
 
 
 def lower(program: ExportedProgram, cpu: Cpu, tiles: Tiles | None = None) -> Lowered:

@@ -14,7 +14,17 @@ import numpy as np
 
 from mobilec.export.kernels import products, windows
 from mobilec.export.kernels.loops import seq
-from mobilec.export.kernels.lowering import Context, Found, Pending
+from mobilec.export.kernels.lowering import (
+    CHANNELS_LAST,
+    Context,
+    Found,
+    Pending,
+    channels_last,
+    pair,
+    settle,
+    shape_of,
+    with_bias,
+)
 from mobilec.export.kernels.values import Stored, Value, cut, permute, reshape
 
 if TYPE_CHECKING:
@@ -49,8 +59,6 @@ def conv_transpose2d(
     context: Context, node: Node, x: Node, weight: Node, bias: Any = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Found:  # fmt: skip
-    from mobilec.export.kernels.layers import pair, settle, shape_of
-
     filters, shape = context.array(weight), shape_of(node)  # [I, O of a group, KH, KW]
     found = _transposed(
         context, context.stored(x), filters, bias, shape, pair(stride), pair(padding), pair(dilation), groups
@@ -63,8 +71,6 @@ def conv_transpose1d(
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Found:  # fmt: skip
     """As one of images of height one."""
-    from mobilec.export.kernels.layers import pair, shape_of
-
     batch, channels, length = shape_of(x)
     image = reshape(context.stored(x), (batch, channels, 1, length))
     filters, (_, outs, results) = context.array(weight)[:, :, None, :], shape_of(node)
@@ -77,8 +83,6 @@ def _transposed(
     context: Context, image: Value, filters: np.ndarray, bias: Any, shape: tuple[int, ...], stride: tuple[int, int],
     padding: tuple[int, int], dilation: tuple[int, int], groups: int,
 ) -> Pending:  # fmt: skip
-    from mobilec.export.kernels.layers import CHANNELS_LAST, with_bias
-
     channels, per, high, wide = filters.shape
     ins = channels // groups
     _, _, height, width = image.shape
@@ -100,7 +104,7 @@ def _transposed(
                 parts.append((rows, columns, g, tile, context.program.constant(packed)))
 
     def write(tree: Value, target: Stored) -> Any:
-        moved, place = permute(tree, CHANNELS_LAST), permute(target, CHANNELS_LAST)
+        moved, place = channels_last(tree), channels_last(target)
         statements = []
         for rows, columns, g, tile, packed in parts:
 
