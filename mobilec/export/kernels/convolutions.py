@@ -77,7 +77,6 @@ def _convolution(
     padding: tuple[int, int], dilation: tuple[int, int], groups: int,
 ) -> Pending:  # fmt: skip
     outs, ins, high, wide = filters.shape
-    cpu = context.cpu
     tree = with_bias(context, shape, bias, 1)
     _, channels, height, width = image.shape
     down = windows.Window(high, stride[0], padding[0], dilation[0], height, shape[2])
@@ -88,35 +87,43 @@ def _convolution(
     source = permute(image, CHANNELS_LAST)
     if not isinstance(source, Stored):
         source = context.write(source, order=range(4))
-    if groups == outs == channels:
-        weights = context.program.constant(np.ascontiguousarray(filters[:, 0].transpose(1, 2, 0)))
-
-        def depthwise(tree: Value, target: Stored) -> Any:
-            moved, place = channels_last(tree), channels_last(target)
-            return windows.depthwise(source, weights, down, across, moved, place, cpu)  # type: ignore[arg-type]
-
-        return Pending(f"depthwise_{name}", (source, weights), shape, CHANNELS_LAST, tree, depthwise)
+    per = outs // groups
+    if groups == channels and (per == 1 or per < context.cpu.lanes <= channels):  # vectors of channels, or of results
+        return _depthwise(context, name, source, filters, down, across, tree)
     if groups == 1 and winograd.is_worth(down, across, image.shape[0], ins, outs):
         return _winograd(context, name, source, filters, down, across, tree)
-    per = outs // groups
     tile = context.tiles.choose(name, shape[3], per, high * wide * ins)
-    packed = [
-        context.program.constant(products.pack(filters[g * per : (g + 1) * per].transpose(2, 3, 1, 0), tile))
-        for g in range(groups)
-    ]
+    own = [filters[g * per : (g + 1) * per].transpose(2, 3, 1, 0) for g in range(groups)]
+    packed = context.program.constant(np.concatenate([products.pack(each, tile) for each in own]))
 
     def dense(tree: Value, target: Stored) -> Any:
-        moved, place = channels_last(tree), channels_last(target)
+        image, moved, place = (
+            windows.by_group(each, groups) for each in (source, channels_last(tree), channels_last(target))
+        )
+        return windows.dense(image, packed, tile, down, across, moved, place)  # type: ignore[arg-type]
+
+    return Pending(name, (source, packed), shape, CHANNELS_LAST, tree, dense)
+
+
+def _depthwise(
+    context: Context, name: str, image: Stored, filters: np.ndarray, down: windows.Window, across: windows.Window,
+    tree: Value,
+) -> Pending:  # fmt: skip
+    """Each channel by itself, into one result or several, which lie side by side."""
+    outs, several = len(filters), len(filters) // image.shape[3]
+    weights = [
+        context.program.constant(np.ascontiguousarray(filters[which::several, 0].transpose(1, 2, 0)))
+        for which in range(several)
+    ]
+
+    def write(tree: Value, target: Stored) -> Any:
         parts = []
-        for g in range(groups):
-            own = (g * per, (g + 1) * per)
-            part = cut(source, 3, g * ins, (g + 1) * ins)
-            parts.append(
-                windows.dense(part, packed[g], tile, down, across, cut(moved, 3, *own), cut(place, 3, *own))  # type: ignore[arg-type]
-            )
+        for which, each in enumerate(weights):
+            moved, place = (cut(channels_last(value), 3, which, outs, several) for value in (tree, target))
+            parts.append(windows.depthwise(image, each, down, across, moved, place, context.cpu))  # type: ignore[arg-type]
         return seq(parts)
 
-    return Pending(name, (source, *packed), shape, CHANNELS_LAST, tree, dense)
+    return Pending(f"depthwise_{name}", (image, *weights), tree.shape, CHANNELS_LAST, tree, write)
 
 
 def _winograd(

@@ -25,6 +25,7 @@ from mobilec.export.kernels.lowering import (
     shape_of,
     with_bias,
 )
+from mobilec.export.kernels.tiles import Tile
 from mobilec.export.kernels.values import Stored, Value, cut, permute, reshape
 
 if TYPE_CHECKING:
@@ -92,31 +93,26 @@ def _transposed(
         source = context.write(source, order=range(4))
     down = phases(high, stride[0], padding[0], dilation[0], height, shape[2])
     across = phases(wide, stride[1], padding[1], dilation[1], width, shape[3])
-    parts: list[tuple[Phase, Phase, int, Any, Stored]] = []
+    parts: list[tuple[Phase, Phase, Tile, Stored]] = []
     for rows in down:
         for columns in across:
             taken = filters[:, :, list(rows.taps)][:, :, :, list(columns.taps)].transpose(2, 3, 0, 1)  # [y, x, I, O]
             if not taken.size:
                 taken = np.zeros((rows.window.taps, columns.window.taps, channels, per), np.float32)
             tile = context.tiles.choose(name, columns.window.results, per, taken.shape[0] * taken.shape[1] * ins)
-            for g in range(groups):
-                packed = products.pack(taken[:, :, g * ins : (g + 1) * ins], tile)
-                parts.append((rows, columns, g, tile, context.program.constant(packed)))
+            own = [products.pack(taken[:, :, g * ins : (g + 1) * ins], tile) for g in range(groups)]
+            parts.append((rows, columns, tile, context.program.constant(np.concatenate(own))))
 
     def write(tree: Value, target: Stored) -> Any:
-        moved, place = channels_last(tree), channels_last(target)
-        statements = []
-        for rows, columns, g, tile, packed in parts:
+        pixels, statements = windows.by_group(source, groups), []
+        for rows, columns, tile, packed in parts:
 
-            def share(value: Value, rows: Phase = rows, columns: Phase = columns, g: int = g) -> Value:
-                own = cut(value, 1, rows.first, shape[2], stride[0])
-                own = cut(own, 2, columns.first, shape[3], stride[1])
-                return cut(own, 3, g * per, (g + 1) * per)
+            def share(value: Value, rows: Phase = rows, columns: Phase = columns) -> Value:
+                own = cut(channels_last(value), 1, rows.first, shape[2], stride[0])
+                return windows.by_group(cut(own, 2, columns.first, shape[3], stride[1]), groups)
 
-            pixels = cut(source, 3, g * ins, (g + 1) * ins)
-            statements.append(
-                windows.dense(pixels, packed, tile, rows.window, columns.window, share(moved), share(place))  # type: ignore[arg-type]
-            )
+            moved, place = share(tree), share(target)
+            statements.append(windows.dense(pixels, packed, tile, rows.window, columns.window, moved, place))  # type: ignore[arg-type]
         return seq(statements)
 
     tree = with_bias(context, shape, bias, 1)

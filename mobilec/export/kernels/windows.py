@@ -17,7 +17,7 @@ from mobilec.export.kernels.cpu import Cpu
 from mobilec.export.kernels.loops import Registers, filled, finish, loop, narrow_pieces, nest, over_pieces, seq, spread
 from mobilec.export.kernels.products import Run, by_run, last_apart, packed_vector
 from mobilec.export.kernels.tiles import Tile
-from mobilec.export.kernels.values import Stored, Value, evaluate, permute
+from mobilec.export.kernels.values import Stored, Value, evaluate, permute, reshape
 
 Expr = Any
 Stmt = Any
@@ -82,23 +82,30 @@ class Window:
 
 
 def dense(image: Stored, packed: Stored, tile: Tile, down: Window, across: Window, tree: Value, target: Stored) -> Stmt:
-    """A convolution. ``image`` [B, H, W, C], weights packed [y][x][C], ``tree`` and ``target`` [B, OH, OW, O]."""
-    batch, channels = image.shape[0], image.shape[3]
+    """Convolutions, one for each group of channels.
+
+    ``image`` [G, B, H, W, C], ``tree`` and ``target`` [G, B, OH, OW, O], as ``by_group`` gives them; weights packed
+    [y][x][C], group after group.
+    """
+    count, batch, channels = image.shape[0], image.shape[1], image.shape[4]
     depth = down.taps * across.taps * channels
+    apart = depth * sum(lanes for _, lanes in tile.columns)
 
-    def one(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run) -> Stmt:
-        return seq([part(b, i, j, size, whole, first, run, share) for share in run.alike()])
+    def one(g: Expr, b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run) -> Stmt:
+        return seq([part([g, b], i, j, size, whole, first, run, share) for share in run.alike()])
 
-    def part(b: Expr, i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run, share: list[int]) -> Stmt:
+    def part(
+        image_of: list[Expr], i: Expr, j: Expr, size: int, whole: bool, first: int, run: Run, share: list[int]
+    ) -> Stmt:
         columns, width = [run.columns[at] for at in share], len(share)
         sums = Registers([lanes for _ in range(size) for _, lanes in columns])
 
         def terms(y: Expr, x: Expr, c: Expr, rows: Sequence[int]) -> list[Stmt]:
             term = (y * across.taps + x) * channels + c
-            factors = [packed_vector(packed, tile, depth, run, term, at) for at in share]
+            factors = [packed_vector(packed, tile, depth, run, term, at, image_of[0] * apart) for at in share]
             done = []
             for r in rows:
-                pixel = evaluate(image, [b, down.place(i, y), across.place(j + r, x), c])
+                pixel = evaluate(image, [*image_of, down.place(i, y), across.place(j + r, x), c])
                 done += [
                     sums.put(n, sums.get(n) + spread(pixel, columns[at][1]) * factors[at])
                     for at in range(width)
@@ -118,28 +125,34 @@ def dense(image: Stored, packed: Stored, tile: Tile, down: Window, across: Windo
             return seq([loop(channels, lambda c, x=x, rows=rows: seq(terms(y, x, c, rows))) for x, rows in taps])  # type: ignore[misc]
 
         done = finish(
-            tree, target, lambda r, column: [b, i, j + r, column], size, columns,
+            tree, target, lambda r, column: [*image_of, i, j + r, column], size, columns,
             lambda r, at: sums.get(r * width + at),
         )  # fmt: skip
         return sums.scope(seq([*sums.fill(0.0), down.over_taps(i, row), *done]))
 
-    def line(b: Expr, i: Expr, number: Expr) -> Stmt:
+    def line(g: Expr, b: Expr, i: Expr, number: Expr) -> Stmt:
         return by_run(
             tile,
             number,
             lambda run: seq(
                 [
-                    loop(n, lambda t, s=start, z=size, w=whole: one(b, i, t * z + s, z, w, s, run))  # type: ignore[misc]
+                    loop(n, lambda t, s=start, z=size, w=whole: one(g, b, i, t * z + s, z, w, s, run))  # type: ignore[misc]
                     for start, size, n, whole in across.tiles(tile.rows)
                 ]
             ),
         )
 
     work = 2 * across.results * depth * tile.vectors * tile.lanes
-    groups = len(tile.groups)
-    if depth * target.shape[3] > image.shape[1] * image.shape[2] * channels:  # more weights than pixels
-        return nest([groups, batch, down.results], lambda at: line(at[1], at[2], at[0]), work=work)
-    return nest([batch, down.results, groups], lambda at: line(*at), work=work)
+    runs = len(tile.groups)
+    if depth * target.shape[4] > image.shape[2] * image.shape[3] * channels:  # more weights than pixels
+        return nest([count, runs, batch, down.results], lambda at: line(at[0], at[2], at[3], at[1]), work=work)
+    return nest([count, batch, down.results, runs], lambda at: line(*at), work=work)
+
+
+def by_group(value: Value, count: int) -> Value:
+    """``value`` [B, H, W, C] as [G, B, H, W, C / G]."""
+    *places, channels = value.shape
+    return permute(reshape(value, (*places, count, channels // count)), (3, 0, 1, 2, 4))
 
 
 def depthwise(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mobilec.errors import ExportError
 from mobilec.export.kernels.cpu import find_cpu
+from mobilec.export.kernels.lowering import lower
 from mobilec.export.kernels.windows import Window, is_banded
 from support.native import With, check_native, run_native
 
@@ -42,7 +43,27 @@ def test_stems_and_groups() -> None:
         [nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(3, 24, 4, 4), nn.Conv2d(3, 8, 7, 2, 3), nn.Conv2d(3, 6, 3, groups=3)],
         [numbers(2, 3, 20, 24)],
     )
-    check_native([nn.Conv2d(16, 24, 3, padding=1, groups=4)], [numbers(1, 16, 7, 7)])
+    check_native(
+        [
+            nn.Conv2d(16, 24, 3, padding=1, groups=4),
+            nn.Sequential(nn.Conv2d(16, 16, 3, 2, padding=1, groups=8), nn.GELU()),
+            nn.Conv2d(16, 32, 1, groups=2),
+            nn.Conv2d(16, 48, 7, 2, padding=3, groups=16),  # several results a channel
+            nn.Conv2d(16, 320, 3, padding=1, groups=16),
+        ],
+        [numbers(2, 16, 7, 9)],
+    )
+
+
+def test_many_groups_are_one_loop() -> None:
+    """Code for each of them would take hours to compile."""
+
+    def size(groups: int) -> int:
+        conv = nn.Conv2d(4 * groups, 4 * groups, 3, groups=groups)
+        program = torch.export.export(conv.eval(), (numbers(1, 4 * groups, 8, 8),))
+        return sum(len(str(kernel)) for name, kernel in lower(program, find_cpu()).kernels.items() if "conv" in name)
+
+    assert size(64) < 2 * size(4)
 
 
 @pytest.mark.parametrize(("batch", "channels", "size"), [(1, 42, 9), (3, 12, 17)])
