@@ -56,7 +56,7 @@ def test_stems_and_groups() -> None:
 
 
 def test_many_groups_are_one_loop() -> None:
-    """Code for each of them would take hours to compile."""
+    """Code for each of them takes minutes to compile."""
 
     def size(groups: int) -> int:
         conv = nn.Conv2d(4 * groups, 4 * groups, 3, groups=groups)
