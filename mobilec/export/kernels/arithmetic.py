@@ -223,6 +223,10 @@ def power(x: Expr, exponent: float) -> Expr:
     return exp(log(x) * constant(exponent, x))
 
 
+def mish(x: Expr) -> Expr:
+    return named(x, lambda v: v * tanh(softplus(v)))
+
+
 def truth(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
     """A comparison as a number: 1 where it holds, else 0."""
     return lambda a, b: choose(compare(a, b), constant(1.0, a), constant(0.0, a))
@@ -342,4 +346,14 @@ def minimum(a: Expr, b: Expr) -> Expr:
 
 
 # Functions of so many instructions that code for every vector of a tile would take long to compile.
-LONG = frozenset({exp, falling, log, log1p, softplus, sigmoid, tanh, erf, gelu, gelu_tanh, silu})
+LONG = frozenset({exp, falling, log, log1p, softplus, mish, sigmoid, tanh, erf, gelu, gelu_tanh, silu})
+
+
+def lengthy(function: Callable[..., Expr]) -> Callable[..., Expr]:
+    """Marks a function that is made for one operator as one of those."""
+    function.is_long = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_long(function: Callable[..., Expr]) -> bool:
+    return function in LONG or getattr(function, "is_long", False)

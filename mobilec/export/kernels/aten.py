@@ -117,7 +117,7 @@ def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
         }
         if exponent not in known and exponent == int(exponent):
             raise ExportError(f"there is no native kernel for the power {exponent:g}")
-        return known.get(exponent, lambda x: ar.power(x, exponent)), [node.args[0]]
+        return known.get(exponent, ar.lengthy(lambda x: ar.power(x, exponent))), [node.args[0]]
 
     def gelu(node: Node) -> tuple[Function, list[Any]]:
         return ar.gelu_tanh if node.kwargs.get("approximate") == "tanh" else ar.gelu, [node.args[0]]
@@ -157,7 +157,7 @@ def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
         aten.clamp_max.default: lambda node: _clamp(node, None, node.args[1]),
         aten.leaky_relu.default: _leaky_relu,
         aten.softplus.default: _softplus,
-        aten.mish.default: one(lambda x: ar.named(x, lambda v: v * ar.tanh(ar.softplus(v)))),
+        aten.mish.default: one(ar.mish),
         aten.log.default: one(ar.log),
         aten.log1p.default: one(ar.log1p),
         aten._prelu_kernel.default: lambda node: _binary(node, _bent),
@@ -250,7 +250,7 @@ def _softplus(node: Node) -> tuple[Function, list[Any]]:
 
         return ar.named(x, bent)
 
-    return function, [node.args[0]]
+    return ar.lengthy(function), [node.args[0]]
 
 
 def _not(x: Any) -> Any:

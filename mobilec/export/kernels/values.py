@@ -146,10 +146,10 @@ def substitute(tree: Value, held: Value) -> Value:
 
 def is_long(value: Value) -> bool:
     """Whether evaluating ``value`` takes many instructions."""
-    from mobilec.export.kernels.arithmetic import LONG
+    from mobilec.export.kernels import arithmetic
 
     if isinstance(value, Map):
-        return value.function in LONG or any(map(is_long, value.operands))
+        return arithmetic.is_long(value.function) or any(map(is_long, value.operands))
     return isinstance(value, Gathered) and is_long(value.source)
 
 

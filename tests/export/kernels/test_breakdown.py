@@ -132,6 +132,7 @@ def test_activations() -> None:
             nn.Softplus(),
             nn.Softplus(2.0, 3.0),
             nn.Mish(),
+            nn.Sequential(nn.Conv2d(6, 40, 1), nn.Mish(), nn.Conv2d(40, 20, 3, padding=1), nn.Softplus()),
             nn.SELU(),
             nn.CELU(1.5),
             nn.LogSigmoid(),
