@@ -228,9 +228,20 @@ def mish(x: Expr) -> Expr:
     return named(x, lambda v: v * tanh(softplus(v)))
 
 
-def truth(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
+def truth(holds: Callable[..., Expr]) -> Callable[..., Expr]:
     """A comparison as a number: 1 where it holds, else 0."""
-    return lambda a, b: choose(compare(a, b), constant(1.0, a), constant(0.0, a))
+    return lambda *given: choose(holds(*given), constant(1.0, given[0]), constant(0.0, given[0]))
+
+
+def equals(a: Expr, b: Expr) -> Expr:
+    """1 or 0; NaN equals nothing, itself included, though TVM takes x == x for true."""
+    from tvm import tirx
+
+    return named(a, lambda a: named(b, lambda b: choose(is_nan(a), constant(0.0, a), truth(tirx.EQ)(a, b))))
+
+
+def differs(a: Expr, b: Expr) -> Expr:
+    return constant(1.0, a) - equals(a, b)
 
 
 def _power(x: Expr, factor: float, use: Callable[[Expr, Expr], Expr]) -> Expr:

@@ -160,21 +160,15 @@ def _functions() -> dict[Any, Callable[[Node], tuple[Function, list[Any]]]]:
         aten.mish.default: one(ar.mish),
         aten.log.default: one(ar.log),
         aten.log1p.default: one(ar.log1p),
-        aten._prelu_kernel.default: lambda node: _binary(node, _bent),
+        aten._prelu_kernel.default: _of_two(_bent),
         # Truth values are numbers here: 1 and 0.
-        aten.gt.Scalar: lambda node: _binary(node, ar.truth(operator.gt)),
-        aten.gt.Tensor: lambda node: _binary(node, ar.truth(operator.gt)),
-        aten.ge.Scalar: lambda node: _binary(node, ar.truth(operator.ge)),
-        aten.ge.Tensor: lambda node: _binary(node, ar.truth(operator.ge)),
-        aten.lt.Scalar: lambda node: _binary(node, ar.truth(operator.lt)),
-        aten.lt.Tensor: lambda node: _binary(node, ar.truth(operator.lt)),
-        aten.le.Scalar: lambda node: _binary(node, ar.truth(operator.le)),
-        aten.le.Tensor: lambda node: _binary(node, ar.truth(operator.le)),
-        aten.eq.Scalar: lambda node: _binary(node, ar.truth(tirx.EQ)),
-        aten.eq.Tensor: lambda node: _binary(node, ar.truth(tirx.EQ)),
-        aten.ne.Scalar: lambda node: _binary(node, ar.truth(tirx.NE)),
-        aten.ne.Tensor: lambda node: _binary(node, ar.truth(tirx.NE)),
-        aten.isnan.default: one(lambda x: ar.choose(ar.is_nan(x), ar.constant(1.0, x), ar.constant(0.0, x))),
+        **dict.fromkeys((aten.gt.Scalar, aten.gt.Tensor), _of_two(ar.truth(operator.gt))),
+        **dict.fromkeys((aten.ge.Scalar, aten.ge.Tensor), _of_two(ar.truth(operator.ge))),
+        **dict.fromkeys((aten.lt.Scalar, aten.lt.Tensor), _of_two(ar.truth(operator.lt))),
+        **dict.fromkeys((aten.le.Scalar, aten.le.Tensor), _of_two(ar.truth(operator.le))),
+        **dict.fromkeys((aten.eq.Scalar, aten.eq.Tensor), _of_two(ar.equals)),
+        **dict.fromkeys((aten.ne.Scalar, aten.ne.Tensor), _of_two(ar.differs)),
+        aten.isnan.default: one(ar.truth(ar.is_nan)),
         **dict.fromkeys((aten.logical_and.default, aten.bitwise_and.Tensor), _truths(lambda a, b: a * b)),
         **dict.fromkeys((aten.logical_or.default, aten.bitwise_or.Tensor), _truths(ar.maximum)),
         **dict.fromkeys((aten.logical_not.default, aten.bitwise_not.default), _truths(_not)),
@@ -211,6 +205,10 @@ def _binary(node: Node, function: Function, *, scaled: bool = False) -> tuple[Fu
     return function, [first, second]
 
 
+def _of_two(function: Function) -> Callable[[Node], tuple[Function, list[Any]]]:
+    return lambda node: _binary(node, function)
+
+
 def _clamp(node: Node, low: Any, high: Any) -> tuple[Function, list[Any]]:
     def function(x: Any) -> Any:
         if low is not None:
@@ -232,11 +230,7 @@ def _hardtanh(node: Node) -> tuple[Function, list[Any]]:
 
 def _leaky_relu(node: Node) -> tuple[Function, list[Any]]:
     slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
-
-    def function(x: Any) -> Any:
-        return ar.named(x, lambda v: ar.choose(v < ar.constant(0.0, v), v * ar.constant(slope, v), v))
-
-    return function, [node.args[0]]
+    return (lambda x: _bent(x, ar.constant(slope, x))), [node.args[0]]
 
 
 def _softplus(node: Node) -> tuple[Function, list[Any]]:
@@ -258,7 +252,7 @@ def _not(x: Any) -> Any:
 
 
 def _bent(x: Any, slope: Any) -> Any:
-    return ar.named(x, lambda v: ar.choose(v > ar.constant(0.0, v), v, v * slope))
+    return ar.named(x, lambda v: ar.choose(v < ar.constant(0.0, v), v * slope, v))
 
 
 def _truths(function: Function) -> Callable[[Node], tuple[Function, list[Any]]]:

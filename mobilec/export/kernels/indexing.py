@@ -30,10 +30,13 @@ def select(context: Context, node: Node, x: Node, axis: int, places: Node) -> Va
     """``index_select``, and with places of any shape. Raises ExportError as ``index``."""
     source, found = context.stored(x), context.array(places)
     size, rank = source.shape[axis], len(found.shape)
-    if found.dtype == np.bool_ or size > _EXACT:
+    if found.dtype == np.bool_:
         raise ExportError(f"{node} picks by a mask: there is no native kernel for that")
+    found = np.where(found < 0, found + size, found)
+    if size > _EXACT or ((found < 0) | (found >= size)).any():
+        raise ExportError(f"{node} picks places outside of {min(size, _EXACT)}")
     axis %= len(source.shape)
-    table = context.program.constant(np.where(found < 0, found + size, found).astype(np.float32))
+    table = context.program.constant(found.astype(np.float32))
 
     def where(at: Sequence[Any]) -> list[Any]:
         from tvm import tirx

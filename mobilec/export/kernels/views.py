@@ -116,8 +116,12 @@ def _views() -> dict[Any, Callable[..., Any]]:
         aten.split_with_sizes.default: lambda node, value, sizes, axis=0: _split(value, sizes, axis),
         aten.split.Tensor: lambda node, value, size, axis=0: _even_split(node, value, axis),
         aten.chunk.default: lambda node, value, count, axis=0: _even_split(node, value, axis),
-        aten.upsample_nearest2d.vec: lambda node, value, *_: resampling.nearest(value, shape_of(node)),
-        aten._upsample_nearest_exact2d.vec: lambda node, value, *_: resampling.nearest_exact(value, shape_of(node)),
+        aten.upsample_nearest2d.vec: lambda node, value, size, factors=None: resampling.nearest(
+            value, shape_of(node), factors
+        ),
+        aten._upsample_nearest_exact2d.vec: lambda node, value, size, factors=None: resampling.nearest_exact(
+            value, shape_of(node), factors
+        ),
         aten.flip.default: _flip,
         aten.repeat.default: _repeat,
         aten.pixel_shuffle.default: _pixel_shuffle,

@@ -62,6 +62,11 @@ def test_enlargements(size: tuple[int, int]) -> None:
 
 
 def test_enlargement_by_a_factor() -> None:
+    def enlarged(mode: str, factor: float) -> nn.Module:
+        return nn.Upsample(scale_factor=factor, mode=mode)
+
+    uneven = [enlarged(mode, factor) for mode in ("nearest", "nearest-exact") for factor in (1.3, 1.5, 0.7, 2.0)]
+    check_native(uneven, [numbers(1, 3, 9, 11)])
     check_native([lambda x: F.interpolate(x, scale_factor=2, mode="bilinear") + 1], [numbers(1, 5, 5, 7)])
 
 
@@ -119,6 +124,7 @@ def test_truth_values() -> None:
             With(lambda c, x, y: c(x).masked_fill(y > 0, -1.5), nn.Conv2d(3, 3, 1)),
             lambda x, y: x.masked_fill(mask, 0.25) + (y == 0).float(),
             lambda x, y: (x > 0).float() * y,
+            lambda x, y: (y / y != y / y).float() + (y / y == y / y).float() * 2 + torch.isnan(y / y).float() * 4,
         ],
         [numbers(2, 3, 5, 6), numbers(2, 3, 5, 6, seed=1).round(decimals=0)],
     )
@@ -209,6 +215,7 @@ def test_what_has_kernels_is_left_alone() -> None:
         (lambda x: torch.linalg.det(x), "linalg_det"),
         (lambda x: F.fold(F.unfold(x, 3, stride=1), (4, 4), 3), "col2im adds up windows that overlap"),
         (lambda x: x.argmax(-1), "argmax"),
+        (lambda x: x[:, torch.tensor([0, 7])], "picks places outside of 3"),
         (lambda x: x > 0, "is bool"),
         (lambda x: x.max(1)[1] * 1.0, "result 1 of aten.max.dim"),
         (lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear", recompute_scale_factor=False), "enlarges"),
