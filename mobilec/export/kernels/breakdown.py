@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from mobilec.export.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,7 @@ def broken_down(program: ExportedProgram, has_kernel: Callable[[Any], bool]) -> 
 
 
 def _run(program: ExportedProgram, ways: dict[Any, Callable[..., Any]]) -> ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own code
+    with quiet():  # PyTorch warns of its own code
         return program.run_decompositions(ways)
 
 

@@ -17,11 +17,12 @@ from mobilec.export.kernels.lowering import (
     Pending,
     channels_last,
     pair,
+    pixels_of,
     settle,
     shape_of,
     with_bias,
 )
-from mobilec.export.kernels.values import Hole, Stored, Value, cut, permute, reshape
+from mobilec.export.kernels.values import Hole, Stored, Value, cut, reshape
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -84,17 +85,15 @@ def _convolution(
     name = f"conv_{high}x{wide}_{channels}_to_{outs}_at_{shape[2]}x{shape[3]}"
     if groups == 1 and (high, wide) == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return _rows_product(context, name, image, filters[:, :, 0, 0].T, tree)
-    source = permute(image, CHANNELS_LAST)
-    if not isinstance(source, Stored):
-        source = context.write(source, order=range(4))
+    source = pixels_of(context, image)
     per = outs // groups
     if groups == channels and (per == 1 or per < context.cpu.lanes <= channels):  # vectors of channels, or of results
         return _depthwise(context, name, source, filters, down, across, tree)
     if groups == 1 and winograd.is_worth(down, across, image.shape[0], ins, outs):
         return _winograd(context, name, source, filters, down, across, tree)
     tile = context.tiles.choose(name, shape[3], per, high * wide * ins)
-    own = [filters[g * per : (g + 1) * per].transpose(2, 3, 1, 0) for g in range(groups)]
-    packed = context.program.constant(np.concatenate([products.pack(each, tile) for each in own]))
+    own = [each.transpose(2, 3, 1, 0) for each in np.split(filters, groups)]
+    packed = context.program.constant(products.pack_each(own, tile))
 
     def dense(tree: Value, target: Stored) -> Any:
         image, moved, place = (
@@ -139,9 +138,7 @@ def _winograd(
         lambda target: winograd.move_pixels(image, down, across, target, context.cpu),
     )  # fmt: skip
     tile = context.tiles.choose(f"products_of_{name}", count, outs, ins)
-    packed = context.program.constant(
-        np.concatenate([products.pack(each, tile) for each in winograd.moved_filters(filters)])
-    )
+    packed = context.program.constant(products.pack_each(winograd.moved_filters(filters), tile))
     ahead = asked_ahead(context, winograd.PLACES * count, ins, tile)
     flat = (winograd.PLACES, count)
 
@@ -163,10 +160,10 @@ def _winograd(
 def _rows_product(context: Context, name: str, image: Value, weight: np.ndarray, tree: Value) -> Pending:
     """A 1x1 convolution: pixels [M, K] times ``weight`` [K, N]."""
     batch, channels, height, width = image.shape
-    pixels = reshape(permute(image, CHANNELS_LAST), (batch * height * width, channels))
+    pixels = reshape(channels_last(image), (batch * height * width, channels))
     if not isinstance(pixels, Stored):
         copied = context.write(image, order=CHANNELS_LAST)
-        pixels = reshape(permute(copied, CHANNELS_LAST), (batch * height * width, channels))
+        pixels = reshape(channels_last(copied), (batch * height * width, channels))
         assert isinstance(pixels, Stored)
     count, outs = pixels.shape[0], weight.shape[1]
     tile = context.tiles.choose(name, count, outs, channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mobilec.export.kernels.loops import seq
@@ -37,13 +37,21 @@ def _overwrite(
 ) -> Stored:
     base = context.value(whole)
     axis %= len(base.shape)
+    return overlaid(
+        context, "overwrite", base, part, lambda target: cut(target, axis, *places), order_of(base), [node.name]
+    )
+
+
+def overlaid(
+    context: Context, name: str, base: Value, part: Value, place: Callable[[Value], Value], order: Sequence[int],
+    nodes: Sequence[str] = (),
+) -> Stored:  # fmt: skip
+    """``base`` written, then ``part`` over its ``place``; the others as in ``Program.call``."""
 
     def write(target: Stored) -> Any:
-        place = cut(target, axis, *places)
-        return seq([pointwise(base, target, context.cpu), pointwise(part, place, context.cpu)])  # type: ignore[arg-type]
+        return seq([pointwise(base, target, context.cpu), pointwise(part, place(target), context.cpu)])  # type: ignore[arg-type]
 
-    read = [*leaves(base), *leaves(part)]
-    return context.program.call("overwrite", read, base.shape, order_of(base), "float32", write, [node.name])
+    return context.program.call(name, [*leaves(base), *leaves(part)], base.shape, order, "float32", write, nodes)
 
 
 def concatenate(context: Context, node: Node, parts: Sequence[Node], axis: int = 0) -> Pending:

@@ -199,6 +199,12 @@ def channels_last(value: Value) -> Value:
     return permute(value, CHANNELS_LAST)
 
 
+def pixels_of(context: Context, image: Value) -> Stored:
+    """``image`` [B, C, H, W] in memory as [B, H, W, C]; copied where no strides describe that."""
+    pixels = channels_last(image)
+    return pixels if isinstance(pixels, Stored) else context.write(pixels, order=range(4))
+
+
 # --- a whole program -------------------------------------------------------------------------------------------------
 
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilec.errors import ExportError
-from mobilec.export.kernels.loops import seq
-from mobilec.export.kernels.pointwise import pointwise
-from mobilec.export.kernels.values import Gathered, Stored, Value, cut, expand, leaves, order_of, steps_of
+from mobilec.export.kernels.joins import overlaid
+from mobilec.export.kernels.lowering import Context, Found, shape_of
+from mobilec.export.kernels.values import Gathered, Stored, Value, cut, expand, order_of, steps_of
 
 if TYPE_CHECKING:
     from torch.fx import Node
-
-    from mobilec.export.kernels.lowering import Context, Found
 
 Expr = Any
 
@@ -27,7 +25,7 @@ def pad(context: Context, node: Node, x: Node, pads: list[int], mode: str = "con
         return padded(context, source, pads, float(value or 0.0))
     if mode not in _INSIDE:
         raise ExportError(f"{node} pads by {mode}: native kernels know constant, {', '.join(_INSIDE)}")
-    shape = tuple(node.meta["val"].shape)
+    shape = shape_of(node)
     before = {len(shape) - 1 - at: pads[2 * at] for at in range(len(pads) // 2)}
 
     def where(index: Sequence[Expr]) -> list[Expr]:
@@ -49,13 +47,12 @@ def padded(context: Context, source: Value, pads: Sequence[int], number: float) 
         starts[axis] = max(0, before)
     filling = expand(context.program.constant(np.full(1, number, np.float32)), shape)
 
-    def write(target: Stored) -> Any:
-        place: Value = target
+    def inside(whole: Value) -> Value:
         for axis, start in enumerate(starts):
-            place = cut(place, axis, start, start + source.shape[axis])
-        return seq([pointwise(filling, target, context.cpu), pointwise(source, place, context.cpu)])  # type: ignore[arg-type]
+            whole = cut(whole, axis, start, start + source.shape[axis])
+        return whole
 
-    return context.program.call("pad", [*leaves(filling), *leaves(source)], shape, order_of(source), "float32", write)
+    return overlaid(context, "pad", filling, source, inside, order_of(source))
 
 
 def _replicated(i: Expr, size: int) -> Expr:

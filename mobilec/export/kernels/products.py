@@ -5,7 +5,7 @@ A tile of results stays in registers over all terms; what follows the product is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -43,6 +43,11 @@ def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
     flat = weight.reshape(-1, weight.shape[-1])
     runs = [np.concatenate([flat[:, start : start + lanes] for start, lanes in run], axis=1) for run in tile.groups]
     return np.concatenate([run.reshape(-1) for run in runs])
+
+
+def pack_each(weights: Iterable[np.ndarray], tile: Tile) -> np.ndarray:
+    """Several of one shape as tiles read them, one after the other."""
+    return np.concatenate([pack(weight, tile) for weight in weights])
 
 
 def packed_vector(packed: Stored, tile: Tile, depth: int, run: Run, term: Expr, which: int, start: Expr = 0) -> Expr:

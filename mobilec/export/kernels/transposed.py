@@ -21,12 +21,13 @@ from mobilec.export.kernels.lowering import (
     Pending,
     channels_last,
     pair,
+    pixels_of,
     settle,
     shape_of,
     with_bias,
 )
 from mobilec.export.kernels.tiles import Tile
-from mobilec.export.kernels.values import Stored, Value, cut, permute, reshape
+from mobilec.export.kernels.values import Stored, Value, cut, reshape
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -88,9 +89,7 @@ def _transposed(
     ins = channels // groups
     _, _, height, width = image.shape
     name = f"conv_transposed_{high}x{wide}_{channels}_to_{shape[1]}_at_{shape[2]}x{shape[3]}"
-    source = permute(image, CHANNELS_LAST)
-    if not isinstance(source, Stored):
-        source = context.write(source, order=range(4))
+    source = pixels_of(context, image)
     down = phases(high, stride[0], padding[0], dilation[0], height, shape[2])
     across = phases(wide, stride[1], padding[1], dilation[1], width, shape[3])
     parts: list[tuple[Phase, Phase, Tile, Stored]] = []
@@ -100,8 +99,8 @@ def _transposed(
             if not taken.size:
                 taken = np.zeros((rows.window.taps, columns.window.taps, channels, per), np.float32)
             tile = context.tiles.choose(name, columns.window.results, per, taken.shape[0] * taken.shape[1] * ins)
-            own = [products.pack(taken[:, :, g * ins : (g + 1) * ins], tile) for g in range(groups)]
-            parts.append((rows, columns, tile, context.program.constant(np.concatenate(own))))
+            packed = products.pack_each(np.split(taken, groups, axis=2), tile)
+            parts.append((rows, columns, tile, context.program.constant(packed)))
 
     def write(tree: Value, target: Stored) -> Any:
         pixels, statements = windows.by_group(source, groups), []

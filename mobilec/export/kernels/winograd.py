@@ -158,9 +158,8 @@ def _combined(grid: Grid, ways: Sequence[Sequence[int]], lanes: int) -> Grid:
     for row, signs in enumerate(ways):
         for x in dict.fromkeys(x for _, x in grid):
             terms = [(sign, grid[y, x]) for y, sign in enumerate(signs) if sign and (y, x) in grid]
-            for sign, value in sorted(
-                terms, key=lambda term: -term[0]
-            ):  # what is added comes before what is subtracted
+            terms.sort(key=lambda term: -term[0])  # what is added comes before what is subtracted
+            for sign, value in terms:
                 if (row, x) in found:
                     found[row, x] = found[row, x] + value if sign > 0 else found[row, x] - value
                 else:
